@@ -1,0 +1,112 @@
+"""Finds a model: a name that coreproof ships, or a folder of the reader's own.
+
+A model's parts are modules of fixed names. Shipped models keep them in ``exporters/<name>/`` and
+``validation/<name>.py`` + ``.toml``; a folder given by path holds all of them: ``recipe.py``,
+``reference.py``, ``suite.py`` and ``gates.toml``, with whatever else they import relatively.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from coreproof.convert.recipe import Recipe
+from coreproof.errors import UsageError
+from coreproof.parity.suite import Reference, Suite
+
+T = TypeVar("T")
+
+_EXPORTERS = "coreproof_exporters"
+_VALIDATION = "coreproof_validation"
+_FIXTURES = "coreproof_fixtures"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelParts:
+    """Where a model's parts are; each is imported when it is asked for.
+
+    ``fixtures``: folders that may hold recorded references of this model.
+    """
+
+    name: str
+    package: str
+    suite_module: str
+    gates: Path
+    fixtures: tuple[Path, ...]
+
+    def recipe(self) -> Recipe:
+        return _attribute(f"{self.package}.recipe", "RECIPE", Recipe)
+
+    def suite(self) -> Suite:
+        return _attribute(self.suite_module, "SUITE", Suite)
+
+    def compute_reference(self) -> Callable[[Path], Reference]:
+        """The model's ``reference.compute``, which runs the official implementation."""
+        module = _import(f"{self.package}.reference")
+        compute: Callable[[Path], Reference] = module.compute
+        return compute
+
+
+def shipped() -> tuple[str, ...]:
+    """Names of the models coreproof ships."""
+    package = import_module(_EXPORTERS)
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.ispkg))
+
+
+def find(model: str) -> ModelParts:
+    """The parts of ``model``: a shipped name or the path of a recipe folder.
+
+    Raises UsageError listing the shipped names.
+    """
+    if model in shipped():
+        validation, fixtures = (Path(next(iter(import_module(p).__path__))) for p in (_VALIDATION, _FIXTURES))
+        return ModelParts(
+            model,
+            f"{_EXPORTERS}.{model}",
+            f"{_VALIDATION}.{model}",
+            validation / f"{model}.toml",
+            (fixtures / model,),
+        )
+    folder = Path(model)
+    if (folder / "recipe.py").is_file():
+        package = _folder_package(folder.resolve())
+        return ModelParts(folder.resolve().name, package, f"{package}.suite", folder / "gates.toml", (folder / "fixtures",))
+    looks_like_path = "/" in model or folder.exists()
+    wrong = f"{model}: no recipe.py in that folder" if looks_like_path else f"no model named {model!r}"
+    raise UsageError(f"{wrong}; give one of {', '.join(shipped())}, or a folder with a recipe.py")
+
+
+def _folder_package(folder: Path) -> str:
+    """Make ``folder`` importable as a package of its own, without touching ``sys.path``."""
+    name = f"coreproof_folder_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_loader(name, loader=None, is_package=True)
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
+        module.__path__ = [str(folder)]
+        sys.modules[name] = module
+    return name
+
+
+def _import(module: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == module:
+            raise UsageError(f"the model has no {module.rpartition('.')[2]}.py") from None
+        raise UsageError(f"{module.rpartition('.')[2]}.py needs the Python package {error.name!r}; install it") from None
+
+
+def _attribute(module: str, name: str, kind: type[T]) -> T:
+    value = getattr(_import(module), name, None)
+    if not isinstance(value, kind):
+        raise UsageError(f"{module.rpartition('.')[2]}.py must define {name} as a {kind.__name__}")
+    return value

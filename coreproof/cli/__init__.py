@@ -1,0 +1,57 @@
+"""The ``coreproof`` command: one verb a job.
+
+Exit status: 0 good, 1 judged bad (a gate failed, bytes differ), 2 wrong use or bad input.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import coreproof
+from coreproof.cli import build, judge, look
+from coreproof.cli.console import end, out
+
+app = typer.Typer(
+    help="Core ML exports you can prove: deterministic packages, run and judged on any machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_debug = False
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(coreproof.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+
+
+for command in (build.export, build.synth, build.reference, build.verify):
+    app.command(rich_help_panel="Make and re-make")(command)
+for command in (judge.validate, judge.compare, judge.models):
+    app.command(rich_help_panel="Judge")(command)
+for command in (look.run, look.inspect, look.backends):
+    app.command(rich_help_panel="Run and look")(command)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app(standalone_mode=True)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        sys.exit(end(error, _debug))

@@ -1,0 +1,117 @@
+"""Commands that make things: export, synth, reference, verify."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coreproof.cli.console import out, print_json, progress, size, table
+
+Model = Annotated[str, typer.Argument(help="A shipped model's name, or a recipe folder.")]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", "-c", help="Checkpoint folder or file. Default: the pinned Hugging Face revision."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+
+def export(
+    model: Model,
+    checkpoint: CheckpointOption = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Only this variant; repeatable.")] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="Only this stage; repeatable.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Build folder. Default: build/MODEL.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a checkpoint into Core ML packages, the same bytes every time."""
+    from coreproof import catalog
+    from coreproof.convert.export import export as export_build
+    from coreproof.convert.export import select
+    from coreproof.hub import fetch_checkpoint
+
+    parts = catalog.find(model)
+    recipe = parts.recipe()
+    path = checkpoint or fetch_checkpoint(recipe)
+    loaded = recipe.load(path)
+    pairs = select(recipe, loaded, variant or (), stage or ())
+    build = output or Path("build") / parts.name
+    with progress() as report:
+        manifest = export_build(recipe, path, loaded, pairs, build, report)
+    if as_json:
+        print_json(manifest.to_json())
+        return
+    rows = []
+    for record in manifest.packages:
+        files = manifest.package_files(record.package)
+        rows.append(
+            (record.package, record.precision.compute, size(sum(f.size for f in files)), manifest.package_digest(record.package))
+        )
+    table(("package", "precision", "size>", "sha256 of its files"), rows)
+    out.print(f"{manifest.checkpoint.kind} checkpoint {manifest.checkpoint.sha256[:12]} -> {build}/coreproof.json")
+
+
+def synth(
+    model: Model,
+    size_: Annotated[str, typer.Option("--size", help="small (for tests) or full (published shapes).")] = "small",
+    seed: Annotated[int, typer.Option(help="Seed of numpy's Generator.", min=0)] = 0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder. Default: checkpoints/MODEL-SIZE-SEED.")] = None,
+) -> None:
+    """Write a synthetic checkpoint with the published file names, keys and shapes."""
+    from coreproof import catalog
+    from coreproof.atomic import atomic_directory
+    from coreproof.errors import UsageError
+
+    if size_ not in ("small", "full"):
+        raise UsageError(f"--size {size_}: choose small or full")
+    parts = catalog.find(model)
+    folder = output or Path("checkpoints") / f"{parts.name}-{size_}-{seed}"
+    with progress() as report, atomic_directory(folder, replace=lambda old: (old / "synth.json").is_file()) as temporary:
+        report(f"{parts.name}: drawing weights", 0, 1)
+        parts.recipe().synth(temporary, size_, seed)
+    out.print(f"synthetic {parts.name} checkpoint, {size_}, seed {seed} -> {folder}")
+
+
+def reference(
+    model: Model,
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", "-c", help="Checkpoint folder or file.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for fixtures.")] = None,
+) -> None:
+    """Compute the expected tensors with the official implementation."""
+    from coreproof import catalog
+    from coreproof.package.manifest import checkpoint_digest
+    from coreproof.parity.fixture import save
+    from coreproof.validate import cached_fixtures
+
+    parts = catalog.find(model)
+    loaded = parts.recipe().load(checkpoint)
+    with progress() as report:
+        report(f"{parts.name}: running the official implementation", 0, 1)
+        computed = parts.compute_reference()(checkpoint)
+    digest = checkpoint_digest(loaded.files)
+    folder = save(computed, parts.name, digest, output or cached_fixtures(parts.name))
+    out.print(f"{len(computed.arrays)} arrays for {loaded.kind} checkpoint {digest[:12]} -> {folder}")
+
+
+def verify(
+    build: Annotated[Path, typer.Argument(help="A build folder with coreproof.json.")],
+    checkpoint: CheckpointOption = None,
+    model: Annotated[str | None, typer.Option(help="Recipe folder, when the model is not a shipped one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Re-export a build from its checkpoint and compare every byte."""
+    from coreproof import catalog
+    from coreproof.hub import fetch_checkpoint
+    from coreproof.package.manifest import load_manifest
+    from coreproof.verify import verify as verify_build
+
+    parts = catalog.find(model or load_manifest(build).model)
+    path = checkpoint or fetch_checkpoint(parts.recipe())
+    with tempfile.TemporaryDirectory(prefix="coreproof-verify-") as folder, progress() as report:
+        manifest = verify_build(build, parts, path, Path(folder) / "build", report)
+    if as_json:
+        print_json({"verdict": "pass", "files": len(manifest.files)})
+    else:
+        out.print(f"[green]identical[/]: all {len(manifest.files)} files of {build} re-exported byte for byte")

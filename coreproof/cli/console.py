@@ -1,0 +1,80 @@
+"""What every command shares: consoles, progress, tables, and how errors end the program."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from coreproof.errors import CoreproofError
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Report = Callable[[str, int, int], None]
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """A progress bar on standard error, gone when the work is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def report(step: str, done: int, total: int) -> None:
+            bar.update(task, description=step, completed=done, total=total if total > 1 else None)
+
+        yield report
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
+    """Print rows; a column whose name ends in ``>`` is right-aligned."""
+    view = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        view.add_column(column.removesuffix(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
+    for row in rows:
+        view.add_row(*(str(cell) for cell in row))
+    out.print(view)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output, for scripts."""
+    sys.stdout.write(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def number(value: float | str) -> str:
+    """Four significant digits, as a person reads them."""
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def size(count: int) -> str:
+    """A byte count in decimal units."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    return f"{count:.2f} GB"
+
+
+def end(error: BaseException, debug: bool) -> int:
+    """Report ``error`` and give the exit status: 1 judged bad, 2 wrong use, 130 interrupted."""
+    if debug:
+        err.print_exception()
+    if isinstance(error, KeyboardInterrupt):
+        err.print("interrupted; nothing half-written was left behind")
+        return 130
+    if isinstance(error, CoreproofError):
+        err.print("error:", style="bold red", end=" ")
+        err.print(str(error), markup=False, soft_wrap=True)
+        return error.exit_code
+    err.print("internal error:", style="bold red", end=" ")
+    err.print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
+    if not debug:
+        err.print("this is a bug in coreproof; run again with --debug before the command to see where")
+    return 2

@@ -1,0 +1,134 @@
+"""Commands that judge: validate, compare, models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coreproof.cli.build import Json
+from coreproof.cli.console import number, out, print_json, progress, table
+
+if TYPE_CHECKING:
+    from coreproof.parity.gates import Verdict
+    from coreproof.prove import Proof
+    from coreproof.validate import Validation
+
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", "-c", help="The build's checkpoint, where no reference of it is recorded."),
+]
+BackendName = Annotated[str, typer.Option("--backend", "-b", help="mil, torch or coreml; see `coreproof backends`.")]
+
+
+def validate(
+    build: Annotated[Path, typer.Argument(help="A build folder with coreproof.json.")],
+    checkpoint: Checkpoint = None,
+    backend: BackendName = "mil",
+    fixture: Annotated[Path | None, typer.Option(help="Use this fixture folder instead of searching.")] = None,
+    model: Annotated[str | None, typer.Option(help="Recipe folder, when the model is not a shipped one.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Also write the receipt into receipts/.")] = False,
+    controls: Annotated[bool, typer.Option("--controls", help="Instead, plant each defect and show that its gates catch it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a build's packages and judge them against the official implementation."""
+    from coreproof import catalog
+    from coreproof.evidence import receipt as receipts
+    from coreproof.package.manifest import load_manifest
+    from coreproof.prove import prove
+    from coreproof.validate import validate as validate_build
+
+    parts = catalog.find(model or load_manifest(build).model)
+    if controls:
+        with progress() as report:
+            proofs = prove(build, parts, checkpoint, report)
+        _show_proofs(proofs, as_json)
+        raise typer.Exit(0 if proofs and all(p.caught for p in proofs) else 1)
+    with progress() as report:
+        result = validate_build(build, parts, backend, checkpoint, fixture, report)
+    written = receipts.write(result, build)
+    if record:
+        written = receipts.record(result, Path("receipts"))
+    if as_json:
+        print_json(receipts.receipt(result))
+    else:
+        _show(result)
+        out.print(f"receipt: {written}")
+    raise typer.Exit(0 if result.passed else 1)
+
+
+def compare(
+    package: Annotated[Path, typer.Argument(help="Any .mlpackage, whoever made it.")],
+    reference: Annotated[Path, typer.Option("--reference", "-r", help=".npz with input/NAME and expected/NAME arrays.")],
+    gates: Annotated[Path, typer.Option("--gates", "-g", help="Gate file (TOML).")],
+    mode: Annotated[str, typer.Option(help="Numeric mode: typed, fp32 or fp16acc.")] = "typed",
+    backend: BackendName = "mil",
+    as_json: Json = False,
+) -> None:
+    """Judge one package against reference tensors of your own."""
+    from coreproof.compare import compare as compare_package
+
+    with progress() as report:
+        judgement = compare_package(package, reference, gates, mode, backend, report)
+    if as_json:
+        print_json(judgement.to_json())
+    else:
+        _verdicts(package.name, judgement.verdicts, judgement.problems)
+    raise typer.Exit(0 if judgement.passed else 1)
+
+
+def models(
+    receipts: Annotated[Path, typer.Option(help="Folder of recorded receipts.")] = Path("receipts"),
+    page: Annotated[Path, typer.Option(help="The page to write or check.")] = Path("MODELS.md"),
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 when the page is stale.")] = False,
+) -> None:
+    """Write MODELS.md from recorded receipts."""
+    from coreproof.atomic import atomic_file
+    from coreproof.errors import JudgedBadError
+    from coreproof.evidence.models_page import models_page
+
+    text = models_page(receipts)
+    if not check:
+        with atomic_file(page) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    elif not page.is_file() or page.read_text(encoding="utf-8") != text:
+        raise JudgedBadError(f"{page} does not say what {receipts}/ says; run coreproof models")
+    out.print(f"{page} says what {receipts}/ says")
+
+
+def _show(result: Validation) -> None:
+    kind = result.manifest.checkpoint.kind
+    seed = "" if result.manifest.checkpoint.seed is None else f", seed {result.manifest.checkpoint.seed}"
+    out.print(f"{result.manifest.model}: {kind} checkpoint {result.manifest.checkpoint.sha256[:12]}{seed}")
+    _verdicts("what the cases excite", result.excitations, ())
+    for package in result.packages:
+        mode = f"mode {package.mode}" if package.mode else f"backend {result.backend}"
+        title = f"{package.record.package} ({mode}, {len(package.comparisons)} cases)"
+        _verdicts(title, package.judgement.verdicts, package.judgement.problems)
+    passed = sum(p.judgement.passed for p in result.packages)
+    colour = "green" if result.passed else "red"
+    out.print(f"[bold {colour}]{'pass' if result.passed else 'FAIL'}[/]: {passed} of {len(result.packages)} packages")
+
+
+def _verdicts(title: str, verdicts: Any, problems: Any) -> None:
+    table(("gate", "worst>", "bound>", "case", "verdict"), [_row(v) for v in verdicts], title=title)
+    for problem in problems:
+        out.print(f"[red]problem[/]: {problem}", soft_wrap=True)
+
+
+def _row(verdict: Verdict) -> tuple[str, ...]:
+    what = f"{verdict.name} {verdict.metric}" if verdict.metric else verdict.name
+    value = "not measured" if verdict.value is None else number(verdict.value)
+    bound = "no gate" if verdict.bound is None else f"{'>=' if verdict.side == 'min' else '<='} {number(verdict.bound)}"
+    return (what, value, bound, verdict.case or "", "[green]pass[/]" if verdict.passed else "[red]FAIL[/]")
+
+
+def _show_proofs(proofs: list[Proof], as_json: bool) -> None:
+    if as_json:
+        print_json([p.to_json() for p in proofs])
+        return
+    rows = [
+        (p.gate, p.package, p.control, p.value, p.bound, "[green]caught[/]" if p.caught else "[red]MISSED[/]") for p in proofs
+    ]
+    table(("gate", "package", "planted defect", "worst>", "bound>", "verdict"), rows, title="do the gates bite?")

@@ -1,0 +1,85 @@
+"""Commands that run a package and look into it: run, inspect, backends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coreproof.cli.build import Json
+from coreproof.cli.console import number, out, print_json, size, table
+
+
+def run(
+    package: Annotated[Path, typer.Argument(help="An .mlpackage.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", "-i", help="NAME=FILE.npy, or a FILE.npz or FILE.json that holds several; repeatable."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz.")] = None,
+    mode: Annotated[str, typer.Option(help="Numeric mode: typed, fp32 or fp16acc.")] = "typed",
+    function: Annotated[str | None, typer.Option(help="Function of a multifunction package.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a package once on given inputs, with no Mac."""
+    from coreproof.arrays import read_inputs, summary, write_npz
+    from coreproof.runtime.model import load
+
+    model = load(package, mode, function)
+    state = model.make_state() if model.contract.states else None
+    results = model.predict(read_inputs(inputs or [], model.contract), state)
+    if output:
+        write_npz(output, results)
+    summaries = {name: summary(array) for name, array in results.items()}
+    if as_json:
+        values = {n: {**s, "values": a.tolist()} if a.size <= 1024 else s for (n, s), a in zip(summaries.items(), results.values(), strict=True)}
+        print_json(values)
+        return
+    rows = [
+        (name, s["dtype"], s["shape"], number(s["min"]), number(s["max"]), number(s["mean"]), number(s["finite_ratio"]))
+        for name, s in summaries.items()
+    ]
+    table(("output", "dtype", "shape", "min>", "max>", "mean>", "finite_ratio>"), rows)
+    if output:
+        out.print(f"outputs -> {output}")
+
+
+def inspect(
+    package: Annotated[Path, typer.Argument(help="An .mlpackage or a bare ML-program .mlmodel, whoever made it.")],
+    weights: Annotated[bool, typer.Option("--weights", help="List every weight.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show a package's contract, ops, dtypes, weights, states and functions."""
+    from coreproof.inspect import inspect as look_into
+
+    seen = look_into(package)
+    if as_json:
+        print_json(seen)
+        return
+    out.print(f"[bold]{package.name}[/]: specification version {seen['specification_version']}, {size(seen['bytes'])} on disk")
+    for name, function in seen["functions"].items():
+        features = [(kind, f["name"], f["dtype"] or f["kind"], f["shape"]) for kind in ("inputs", "outputs", "states") for f in function[kind]]
+        table(("feature", "name", "dtype", "shape"), [(k.removesuffix("s"), *f) for k, *f in features], title=f"function {name} ({function['opset']})")
+        rows = [
+            (family, sum(ops.values()), ", ".join(f"{n} {op}" for op, n in ops.items())) for family, ops in function["ops"].items()
+        ]
+        table(("family", "ops>", "which"), rows, title=f"{function['op_count']} ops, highest rank {function['highest_rank']}")
+        table(("result dtype", "ops>"), list(function["dtypes"].items()))
+    kinds = [(dtype, w["count"], size(w["bytes"])) for dtype, w in seen["weights"]["by_dtype"].items()]
+    table(("weight dtype", "weights>", "size>"), kinds)
+    if weights:
+        listed = [(w["name"], w["dtype"], w["shape"], size(w["bytes"])) for w in seen["weights"]["list"]]
+        table(("weight", "dtype", "shape", "size>"), listed)
+    table(("metadata", "value"), list(seen["metadata"].items()))
+
+
+def backends(as_json: Json = False) -> None:
+    """List the ways to run a package, and why one is absent here."""
+    from coreproof.backends import available
+
+    found = available()
+    if as_json:
+        print_json(found)
+    else:
+        table(("backend", "here"), [(name, "yes" if reason is None else f"no: {reason}") for name, reason in found.items()])

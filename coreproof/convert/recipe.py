@@ -1,0 +1,97 @@
+"""Recipe and Stage: what to export, as data. ``convert/`` turns any Stage into a package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coreproof.convert.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+
+# The dtypes a contract may use -> numpy names.
+NUMPY = {"fp16": "float16", "fp32": "float32", "int32": "int32"}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A feature of the contract. ``dtype``: fp16, fp32 or int32; always explicit."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpec:
+    """A state buffer, named after the torch buffer that holds it. Core ML states are fp16."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "fp16"
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """``compute``: fp16 or fp32. ``keep_fp32`` selects coremltools ops that stay fp32 in an fp16
+    package, and ``reason`` says why they must."""
+
+    compute: str
+    keep_fp32: Callable[[Any], bool] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One package to be: ``name`` is the stage's role in its model, ``package`` the folder name
+    without ``.mlpackage``, unique in the recipe.
+
+    ``module`` builds the torch module, in eval mode, with the checkpoint's weights.
+    ``constants`` are glob patterns for blobs that come from no checkpoint key (masks, tables);
+    any other blob without an origin is an error, because something folded a weight.
+    ``compute_units`` is what the package is meant for; it is recorded, not written into it.
+    """
+
+    name: str
+    package: str
+    module: Callable[[Checkpoint], torch.nn.Module]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    precision: Precision
+    states: tuple[StateSpec, ...] = ()
+    target: str = "iOS17"
+    compute_units: str = "ALL"
+    constants: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The pinned publication of a checkpoint: a Hugging Face revision and the sha256 of each file."""
+
+    repo: str
+    revision: str
+    files: Mapping[str, str]
+    licence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything coreproof needs to know of a model to export it.
+
+    ``load(path)`` reads a checkpoint; ``stages(checkpoint, variant)`` lists a variant's packages; ``synth(folder, size, seed)`` writes a synthetic
+    checkpoint, size being ``small`` or ``full``. ``side_files`` are files of the checkpoint's folder
+    that a host needs beside the packages (a tokenizer).
+    """
+
+    name: str
+    load: Callable[[Path], Checkpoint]
+    variants: tuple[str, ...]
+    stages: Callable[[Checkpoint, str], tuple[Stage, ...]]
+    synth: Callable[[Path, str, int], None]
+    published: Published | None = None
+    side_files: tuple[str, ...] = ()

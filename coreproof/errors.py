@@ -1,0 +1,64 @@
+"""The errors coreproof raises on purpose.
+
+Every message says what was wrong, where (file, key, op, input), what was expected and what to do.
+The command line prints them without a traceback; anything else that escapes is a bug in coreproof.
+"""
+
+
+class CoreproofError(Exception):
+    """Base of every deliberate error. ``exit_code`` is what the command line ends with."""
+
+    exit_code = 2
+
+
+class UsageError(CoreproofError):
+    """A name, path or option that does not exist or does not fit."""
+
+
+class PackageError(CoreproofError):
+    """An ``.mlpackage``, spec, weight file or manifest that is malformed, truncated or hostile."""
+
+
+class CheckpointError(CoreproofError):
+    """A checkpoint whose files, keys, shapes or dtypes are not what the recipe reads."""
+
+
+class ConversionError(CoreproofError):
+    """A Stage that could not be turned into a package, or whose package is not reproducible."""
+
+
+class UnsupportedOpError(CoreproofError):
+    """An op, op version or argument the runtime does not implement."""
+
+
+class InputError(CoreproofError):
+    """An input that does not fit the model's contract: name, shape or dtype."""
+
+
+class ExecutionError(CoreproofError):
+    """An op that failed while a program ran, or a result that breaks the contract."""
+
+
+class BackendError(CoreproofError):
+    """A backend that is absent on this machine, or that failed to load or run a package."""
+
+
+class FixtureError(CoreproofError):
+    """Expected tensors that are missing, or that belong to another checkpoint."""
+
+
+class JudgedBadError(CoreproofError):
+    """The work was done and the verdict is bad: a gate failed, bytes differ."""
+
+    exit_code = 1
+
+
+class MetricError(CoreproofError):
+    """Arrays that a metric cannot compare: shapes that differ, a dtype or sample rate it cannot read."""
+
+
+class GateError(CoreproofError):
+    """A gate file that is missing, empty or malformed. It ends as a failed gate does, because work
+    that no gate judged must never pass."""
+
+    exit_code = 1

@@ -1,0 +1,99 @@
+"""Receipts: what was compared with what, on what, and how it came out.
+
+A receipt is canonical JSON, schema ``coreproof.receipt/1``:
+
+    model, verdict ("pass" or "fail"), backend
+    checkpoint   {sha256, kind: published | synthetic | other, seed}
+    fixture      {sha256, provenance}: the official implementation and its versions
+    toolchain    versions that shape the package's bytes
+    machine      architecture, system, cpu_capability, threads, python
+    excitations  [{gate, value, bound, passed}]
+    packages     [{package, stage, variant, mode, sha256: {file: digest}, digest, bytes, contract,
+                   precision, target, cases, gates: [...], aggregates, problems, metrics: {output: {metric: [one value a case]}}}]
+
+Numbers that JSON cannot hold are the strings "nan", "inf" and "-inf". There is no date, host or
+path in a receipt, so the same run on the same machine writes the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from coreproof.atomic import atomic_file
+from coreproof.jsonio import canonical, json_number
+from coreproof.parity.comparison import CaseComparison
+from coreproof.toolchain import machine
+from coreproof.validate import PackageResult, Validation
+
+SCHEMA = "coreproof.receipt/1"
+
+
+def receipt(validation: Validation) -> dict[str, Any]:
+    """The receipt of a validation, as JSON values."""
+    manifest, fixture = validation.manifest, validation.fixture
+    return {
+        "schema": SCHEMA,
+        "model": manifest.model,
+        "verdict": "pass" if validation.passed else "fail",
+        "backend": validation.backend,
+        "checkpoint": {
+            "sha256": manifest.checkpoint.sha256,
+            "kind": manifest.checkpoint.kind,
+            "seed": manifest.checkpoint.seed,
+        },
+        "fixture": {"sha256": fixture.sha256, "provenance": dict(fixture.provenance)},
+        "toolchain": dict(manifest.toolchain),
+        "machine": machine(),
+        "excitations": [v.to_json() for v in validation.excitations],
+        "packages": [_package(validation, p) for p in validation.packages],
+    }
+
+
+def write(validation: Validation, build: Path) -> Path:
+    """Write the receipt into the build folder and return its path."""
+    path = build / f"receipt-{validation.backend}.json"
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(canonical(receipt(validation)))
+    return path
+
+
+def record(validation: Validation, receipts: Path) -> Path:
+    """Write the receipt into the repository's evidence, ``receipts/<model>/``."""
+    name = f"{validation.manifest.checkpoint.sha256[:12]}-{validation.backend}.json"
+    folder = receipts / validation.manifest.model
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / name) as temporary:
+        temporary.write_bytes(canonical(receipt(validation)))
+    return folder / name
+
+
+def _package(validation: Validation, result: PackageResult) -> dict[str, Any]:
+    return {
+        "package": result.record.package,
+        "stage": result.record.stage,
+        "variant": result.record.variant,
+        "mode": result.mode,
+        "sha256": {f.path: f.sha256 for f in validation.manifest.package_files(result.record.package)},
+        "digest": validation.manifest.package_digest(result.record.package),
+        "contract": result.record.contract.to_json(),
+        "precision": result.record.precision.to_json(),
+        "target": result.record.target,
+        "bytes": sum(f.size for f in validation.manifest.package_files(result.record.package)),
+        "cases": [c.case for c in result.comparisons],
+        "gates": [v.to_json() for v in result.judgement.verdicts],
+        "problems": list(result.judgement.problems),
+        "aggregates": {k: json_number(v) for k, v in result.aggregates.items()},
+        "metrics": _columns(result.comparisons),
+    }
+
+
+def _columns(comparisons: Sequence[CaseComparison]) -> dict[str, dict[str, list[float | str | None]]]:
+    """Metrics as one list a metric, in the order of ``cases``; null where a case lacks it."""
+    names = sorted({(o, m) for c in comparisons for o, output in c.outputs.items() for m in output.metrics})
+    columns: dict[str, dict[str, list[float | str | None]]] = {}
+    for output, metric in names:
+        values = [c.outputs[output].metrics.get(metric) if output in c.outputs else None for c in comparisons]
+        columns.setdefault(output, {})[metric] = [None if v is None else json_number(v) for v in values]
+    return columns

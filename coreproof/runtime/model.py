@@ -1,0 +1,153 @@
+"""Open a Core ML package and run it, on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from coreproof.errors import ExecutionError, InputError, PackageError, UnsupportedOpError
+from coreproof.mil.contract import Contract, Feature, default_function, read_contract
+from coreproof.mil.program import Operation
+from coreproof.mil.types import StateType
+from coreproof.package.reader import Package, open_package
+from coreproof.runtime.codegen import Compiled, compile_function
+from coreproof.runtime.constants import as_torch
+from coreproof.runtime.state import State
+
+Hook = Callable[[Operation, tuple[Any, ...]], None]
+
+
+def load(path: str | Path, mode: str = "typed", function_name: str | None = None, device: str = "cpu") -> Model:
+    """Open the ``.mlpackage`` at ``path`` (or a bare ML-program ``.mlmodel``) for prediction.
+
+    ``mode``: ``typed`` (every fp16-typed result rounded once, products accumulate in fp32),
+    ``fp32`` (the graph's mathematics) or ``fp16acc`` (running sums rounded to fp16 too).
+    ``function_name``: which function of a multifunction package. Weights are mapped, and read by
+    the first prediction.
+
+    Raises PackageError for a malformed package, UnsupportedOpError for an op or mode that the
+    runtime does not have.
+    """
+    return Model(open_package(Path(path)), mode, function_name, torch.device(device))
+
+
+class Model:
+    """A compiled function of a package. ``contract`` holds its features."""
+
+    def __init__(
+        self,
+        package: Package,
+        mode: str = "typed",
+        function_name: str | None = None,
+        device: torch.device | None = None,
+        hook: Hook | None = None,
+    ) -> None:
+        self.path = package.path
+        self.mode = mode
+        self.device = device or torch.device("cpu")
+        self.function_name = function_name or default_function(package.spec)
+        function = package.program.functions.get(self.function_name)
+        if function is None:
+            raise PackageError(
+                f"{self.path}: no function {self.function_name!r}; it has {', '.join(package.program.functions)}"
+            )
+        self.contract: Contract = read_contract(package.spec, self.function_name)
+        self._compiled = compile_function(function, package.weights.array, mode, hook)
+        self._check_features()
+        self._ready = False
+
+    def _check_features(self) -> None:
+        declared = {f.name for f in (*self.contract.inputs, *self.contract.states)}
+        unfed = [f.name for f in self._compiled.inputs if f.name not in declared]
+        unmade = [f.name for f in self.contract.outputs if f.name not in self._compiled.outputs]
+        if unfed or unmade:
+            raise PackageError(
+                f"{self.path}: the description and function {self.function_name!r} disagree on {', '.join(unfed + unmade)}"
+            )
+        for feature in (*self.contract.inputs, *self.contract.outputs):
+            if feature.kind != "multiArray":
+                raise UnsupportedOpError(f"{self.path}: feature {feature.name!r} of kind {feature.kind} is not supported")
+
+    def make_state(self) -> State:
+        """Fresh state buffers, all zero, for one stream of predictions."""
+        return State(self.contract.states, self.device)
+
+    def predict(self, inputs: Mapping[str, Any], state: State | None = None) -> dict[str, np.ndarray]:
+        """Run once. ``inputs``: an array per input feature, of the declared shape and dtype.
+
+        Returns an array per output feature, in the declared dtype. Raises InputError naming the
+        input that does not fit, ExecutionError naming the op that failed.
+        """
+        features = {f.name: f for f in self.contract.inputs}
+        self._check_names(inputs, features)
+        if self.contract.states and state is None:
+            raise InputError(f"{self.path.name} is stateful: pass state=model.make_state()")
+        arrays = {name: self._input(feature, inputs[name]) for name, feature in features.items()}
+        arguments = [
+            state.slot(i.name) if isinstance(i.type, StateType) and state is not None else arrays[i.name]
+            for i in self._compiled.inputs
+        ]
+        results = dict(zip(self._compiled.outputs, self._run(arguments), strict=True))
+        return {f.name: _output(f, results[f.name]) for f in self.contract.outputs}
+
+    def _check_names(self, inputs: Mapping[str, Any], features: Mapping[str, Feature]) -> None:
+        missing = [n for n in features if n not in inputs]
+        extra = [n for n in inputs if n not in features]
+        if missing or extra:
+            wrong = f"missing input {missing[0]!r}" if missing else f"unknown input {extra[0]!r}"
+            contract = ", ".join(f"{f.name}: {f.dtype} {f.shape_text}" for f in features.values())
+            raise InputError(f"{wrong}; {self.path.name} takes {contract}")
+
+    def _input(self, feature: Feature, value: Any) -> torch.Tensor:
+        array = np.asarray(value)
+        if array.dtype != feature.dtype:
+            raise InputError(
+                f"input {feature.name!r}: dtype {array.dtype}, expected {feature.dtype}; "
+                f"convert it with .astype({feature.dtype!r})"
+            )
+        if not feature.admits(array.shape):
+            raise InputError(f"input {feature.name!r}: shape {list(array.shape)}, expected {feature.shape_text}")
+        tensor = as_torch(np.ascontiguousarray(array).reshape(array.shape))
+        return (tensor.float() if tensor.dtype is torch.float16 else tensor).to(self.device)
+
+    def _run(self, arguments: list[Any]) -> tuple[Any, ...]:
+        with torch.inference_mode():
+            if not self._ready:
+                self._read_weights()
+            try:
+                return self._compiled.run(*arguments)
+            except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+                raise _located(error, self._compiled) from error
+
+    def _read_weights(self) -> None:
+        for lazy in self._compiled.lazy:
+            value = lazy.make()
+            self._compiled.namespace[lazy.slot] = value.to(self.device) if isinstance(value, torch.Tensor) else value
+        self._ready = True
+
+
+def _output(feature: Feature, value: torch.Tensor) -> np.ndarray:
+    array = value.cpu().numpy().astype(feature.dtype or "float32")
+    if feature.shape and not feature.choices and not feature.ranges and array.shape != feature.shape:
+        raise ExecutionError(
+            f"output {feature.name!r} came out with shape {list(array.shape)}, the contract says {feature.shape_text}"
+        )
+    return array
+
+
+def _located(error: Exception, compiled: Compiled) -> Exception:
+    """``error`` with the op that raised it, found by its line in the generated code."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is compiled.run.__code__:
+            operation = compiled.lines.get(trace.tb_lineno)
+            if operation is not None:
+                types = ", ".join(f"{o.name}: {o.type}" for o in operation.outputs)
+                return ExecutionError(f"op {operation.type!r} (name {operation.name!r}, to give {types}) failed: {error}")
+        trace = trace.tb_next
+    return error

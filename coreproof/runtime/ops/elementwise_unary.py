@@ -1,0 +1,98 @@
+"""Elementwise ops of one tensor (coremltools 9.0 ops/defs/iOS15/elementwise_unary.py)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from coreproof.errors import UnsupportedOpError
+from coreproof.mil.types import DType
+from coreproof.runtime.numerics import container
+from coreproof.runtime.registry import REQUIRED, Param, add, op
+
+_X = (Param("x", "tensor", REQUIRED),)
+_SAME_AS_TORCH = {
+    "acos": torch.acos,
+    "asin": torch.asin,
+    "atan": torch.atan,
+    "atanh": torch.atanh,
+    "cos": torch.cos,
+    "cosh": torch.cosh,
+    "erf": torch.erf,
+    "exp": torch.exp,
+    "sin": torch.sin,
+    "sinh": torch.sinh,
+    "sqrt": torch.sqrt,
+    "square": torch.square,
+    "tan": torch.tan,
+    "tanh": torch.tanh,
+}
+_EXACT = {
+    "abs": torch.abs,
+    "ceil": torch.ceil,
+    "floor": torch.floor,
+    "logical_not": torch.logical_not,
+    "round": torch.round,  # halves go to the even neighbour
+}
+
+for _name, _fn in _SAME_AS_TORCH.items():
+    add(_name, _fn, _X)
+for _name, _fn in _EXACT.items():
+    add(_name, _fn, _X, moves=True)
+add("threshold", torch.maximum, (*_X, Param("alpha", "tensor", REQUIRED)), moves=True)
+
+
+@op("clip", moves=True)
+def clip(x: Tensor, alpha: float, beta: float) -> Tensor:
+    return torch.clamp(x, alpha, beta)
+
+
+@op("sign", moves=True)
+def sign(x: Tensor) -> Tensor:
+    """-1, 0 or 1; NaN stays NaN, which torch would turn into 0."""
+    return torch.where(torch.isnan(x), x, torch.sign(x))
+
+
+@op("exp2")
+def exp2(x: Tensor) -> Tensor:
+    """Integers stay integers, cut towards zero."""
+    return torch.exp2(x) if x.is_floating_point() else torch.exp2(x.double()).to(x.dtype)
+
+
+@op("inverse")
+def inverse(x: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """``1 / (x + epsilon)``, added in fp32 even where an fp16 sum would lose epsilon."""
+    return torch.reciprocal(x + epsilon)
+
+
+@op("log")
+def log(x: Tensor, epsilon: float = 1e-45) -> Tensor:
+    """``log(x + epsilon)``: with the default, log(0) is -103.28 in fp32."""
+    return torch.log(x + epsilon)
+
+
+@op("rsqrt")
+def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
+    """``1 / sqrt(x + epsilon)``, added in fp32 even where an fp16 sum would lose epsilon."""
+    return torch.rsqrt(x + epsilon)
+
+
+@op("cast")
+def cast(x: Tensor, dtype: str) -> Tensor:
+    """Floats are cut towards zero; integers out of range wrap around, as numpy's astype does; every
+    number but zero is true.
+
+    Raises UnsupportedOpError for a dtype that does not exist.
+    """
+    if dtype in _FLOATS:
+        return x.float()
+    if dtype not in _INTEGERS:
+        raise UnsupportedOpError(f"cast to {dtype!r} is not possible; MIL has {', '.join([*_FLOATS, *_INTEGERS])}")
+    if dtype == "uint16":
+        return x.int() & 0xFFFF
+    # By way of int64: torch's direct conversion from float to a narrow integer is undefined out of range.
+    return x.long().to(_INTEGERS[dtype]) if x.is_floating_point() and dtype != "bool" else x.to(_INTEGERS[dtype])
+
+
+_FLOATS = ("fp16", "fp32")
+_INTEGERS = {t: container(DType(t)) for t in ("int8", "uint8", "int16", "uint16", "int32", "int64", "bool")}

@@ -1,0 +1,45 @@
+"""Matrix products (coremltools 9.0 ops/defs/iOS15/linear.py; iOS17/linear.py lets the operands differ in dtype)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from coreproof.errors import UnsupportedOpError
+from coreproof.runtime.numerics import Numerics, Tensors
+from coreproof.runtime.registry import op
+
+
+@op("linear")
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, num: Numerics) -> Tensor:
+    """``x @ weight.T + bias`` with weight [D_out, D_in]."""
+    return num.linear(x, weight, bias)
+
+
+@op("matmul")
+def matmul(
+    x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False, *, num: Numerics
+) -> Tensor:
+    """As ``numpy.matmul``; a transposition swaps the last two dimensions and leaves vectors alone."""
+    if transpose_x and x.dim() > 1:
+        x = x.transpose(-1, -2)
+    if transpose_y and y.dim() > 1:
+        y = y.transpose(-1, -2)
+    return num.matmul(x, y)
+
+
+@op("einsum")
+def einsum(values: Tensors, equation: str, *, num: Numerics) -> Tensor:
+    """MIL knows ``nchw,nwhu->nchu`` and ``chw,whr->chr``, whatever the letters; a size of 1 broadcasts.
+
+    Raises UnsupportedOpError for another equation.
+    """
+    x, y = values
+    left, _, rest = equation.replace(" ", "").partition(",")
+    right, _, result = rest.partition("->")
+    batch, c, h, w = left[:-3], left[-3:-2], left[-2:-1], left[-1:]
+    if right[:-1] != batch + w + h or result != batch + c + h + right[-1:]:
+        raise UnsupportedOpError(f"einsum {equation!r} is not of the form 'nchw,nwhu->nchu' or 'chw,whr->chr'")
+    if num.wide:
+        return torch.einsum(equation, x, y)
+    return num.matmul(x.transpose(-3, -2), y.transpose(-3, -2)).transpose(-3, -2)

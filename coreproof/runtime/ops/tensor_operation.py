@@ -1,0 +1,198 @@
+"""Ops that build, join, order or fill tensors (coremltools 9.0 ops/defs/iOS15/tensor_operation.py)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coreproof.errors import UnsupportedOpError
+from coreproof.mil.types import TensorType, ValueType
+from coreproof.runtime.numerics import Numerics, Tensors, container, flip_pairs
+from coreproof.runtime.registry import REQUIRED, Ints, Param, add, op
+
+_X = Param("x", "tensor", REQUIRED)
+add("tile", torch.tile, (_X, Param("reps", "ints", REQUIRED)), moves=True)
+add("stack", torch.stack, (Param("values", "tensors", REQUIRED), Param("axis", "int", REQUIRED)), moves=True)
+
+
+def _held(out: tuple[ValueType, ...]) -> torch.dtype:
+    (kind,) = out
+    assert isinstance(kind, TensorType)
+    return container(kind.dtype)
+
+
+@op("identity", moves=True)
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+@op("select", moves=True)
+def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``a`` where ``cond``, else ``b`` (iOS15/control_flow.py)."""
+    return torch.where(cond, a, b)
+
+
+@op("band_part", moves=True)
+def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
+    """Keeps ``lower`` diagonals below the main one and ``upper`` above it, all of them if negative;
+    the rest is 0, NaN included."""
+    if lower >= 0:
+        x = torch.triu(x, -lower)
+    return torch.tril(x, upper) if upper >= 0 else x
+
+
+@op("cumsum")
+def cumsum(
+    x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False, *, num: Numerics
+) -> Tensor:
+    """``exclusive`` leaves the element itself out, so that the first sum is 0; ``reverse`` sums from the end."""
+    if reverse:
+        x = torch.flip(x, (axis,))
+    if exclusive:
+        rest = torch.narrow(x, axis, 0, x.shape[axis] - 1)
+        x = torch.cat([torch.zeros_like(torch.narrow(x, axis, 0, 1)), rest], axis)
+    sums = num.cumsum(x, axis)
+    return torch.flip(sums, (axis,)) if reverse else sums
+
+
+@op("fill", moves=True)
+def fill(shape: Ints, value: float = 0.0, *, out: tuple[ValueType, ...]) -> Tensor:
+    return torch.full(shape, value, dtype=_held(out))
+
+
+@op("fill_like", since="ios16", moves=True)
+def fill_like(ref_tensor: Tensor, value: float = 0.0, *, out: tuple[ValueType, ...]) -> Tensor:
+    """The result has the dtype of ``value``, not of ``ref_tensor`` (iOS16/tensor_operation.py)."""
+    return torch.full_like(ref_tensor, value, dtype=_held(out))
+
+
+@op("range_1d")
+def range_1d(end: float, start: float, step: float, *, out: tuple[ValueType, ...]) -> Tensor:
+    """As ``numpy.arange``; MIL's order of the arguments puts ``end`` first."""
+    return torch.arange(start, end, step, dtype=_held(out))
+
+
+@op("one_hot", moves=True)
+def one_hot(
+    indices: Tensor,
+    one_hot_vector_size: int,
+    axis: int = -1,
+    on_value: float = 1,
+    off_value: float = 0,
+    *,
+    out: tuple[ValueType, ...],
+) -> Tensor:
+    """An index outside ``[0, one_hot_vector_size)`` gives ``off_value`` everywhere."""
+    axis = axis + indices.dim() + 1 if axis < 0 else axis
+    place = torch.arange(one_hot_vector_size, device=indices.device).reshape(-1, *[1] * (indices.dim() - axis))
+    on, off = torch.tensor([on_value, off_value], dtype=_held(out), device=indices.device)
+    return torch.where(indices.unsqueeze(axis) == place, on, off)
+
+
+@op("shape", moves=True)
+def shape(x: Tensor) -> Tensor:
+    return torch.tensor(x.shape, dtype=torch.int32)
+
+
+@op("non_zero", moves=True)
+def non_zero(x: Tensor) -> Tensor:
+    """One row of indices for each element that is not 0, in row-major order."""
+    return torch.nonzero(x).int()
+
+
+@lru_cache(maxsize=4096)
+def _source(size: int, before: int, after: int, mode: str) -> Tensor:
+    """Where each element of a padded dimension comes from."""
+    place = torch.arange(-before, size + after)
+    if mode == "replicate":
+        return place.clamp(0, size - 1)
+    return size - 1 - (size - 1 - place.abs()).abs()
+
+
+@op("pad", moves=True)
+def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
+    """``pad`` holds (before, after) for the last ``len(pad) / 2`` dimensions in their order, which is
+    the reverse of torch's. ``reflect`` leaves the edge out, as numpy's; ``replicate`` is numpy's edge.
+
+    Raises UnsupportedOpError for another mode.
+    """
+    if mode == "constant":
+        return F.pad(x, flip_pairs(pad), value=constant_val)
+    if mode not in ("reflect", "replicate"):
+        raise UnsupportedOpError(f"pad mode {mode!r} is not constant, reflect or replicate")
+    first = x.dim() - len(pad) // 2
+    for dim, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True), start=first):
+        if before or after:
+            x = torch.index_select(x, dim, _source(x.shape[dim], before, after, mode).to(x.device))
+    return x
+
+
+@op("concat", moves=True)
+def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
+    """``interleave`` takes the elements along ``axis`` in turns. Scalars are joined to a vector."""
+    if values[0].dim() == 0:
+        return torch.stack(values, axis)
+    if not interleave:
+        return torch.cat(values, axis)
+    axis %= values[0].dim()
+    return torch.stack(values, axis + 1).flatten(axis, axis + 1)
+
+
+@op("split", moves=True)
+def split(
+    x: Tensor, axis: int, num_splits: int | None = None, split_sizes: Ints | None = None
+) -> tuple[Tensor, ...] | Tensor:
+    """``num_splits`` equal parts, or parts of ``split_sizes``; a single part is x itself.
+
+    Raises UnsupportedOpError when neither is given.
+    """
+    if split_sizes is not None:
+        return torch.split(x, list(split_sizes), axis) if len(split_sizes) > 1 else x
+    if num_splits is None:
+        raise UnsupportedOpError("split has neither num_splits nor split_sizes; one of them is needed")
+    return torch.split(x, x.shape[axis] // num_splits, axis) if num_splits > 1 else x
+
+
+@op("argsort", moves=True)
+def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
+    """Equal elements keep their order in either direction."""
+    return torch.sort(x, stable=True, dim=axis, descending=not ascending)[1].int()
+
+
+@op("topk", moves=True)
+def topk(x: Tensor, k: int = 1, axis: int = -1, ascending: bool = False) -> tuple[Tensor, Tensor]:
+    """Values and int32 indices of the largest, or with ``ascending`` smallest, elements, sorted; of
+    equal elements the first."""
+    values, indices = torch.sort(x, stable=True, dim=axis, descending=not ascending)
+    return torch.narrow(values, axis, 0, k), torch.narrow(indices, axis, 0, k).int()
+
+
+@op("topk", since="ios16", moves=True)
+def topk_ios16(
+    x: Tensor,
+    k: int = 1,
+    axis: int = -1,
+    ascending: bool = False,
+    sort: bool = True,
+    return_indices: bool = True,
+) -> tuple[Tensor, Tensor] | Tensor:
+    """Unsorted results are free to be in any order; here they are sorted all the same (iOS16/tensor_operation.py)."""
+    values, indices = topk(x, k, axis, ascending)
+    return (values, indices) if return_indices else values
+
+
+@op("topk", since="ios17", moves=True)
+def topk_ios17(
+    x: Tensor,
+    k: int = 1,
+    axis: int = -1,
+    ascending: bool = False,
+    sort: bool = True,
+    return_indices: bool = True,
+    output_indices_dtype: str = "int32",
+) -> tuple[Tensor, Tensor] | Tensor:
+    """A k of -1 takes all elements (iOS17/tensor_operation.py)."""
+    return topk_ios16(x, x.shape[axis] if k == -1 else k, axis, ascending, sort, return_indices)

@@ -1,0 +1,167 @@
+"""Judge a build: run every package on the suite's cases and hold the results to the gates.
+
+Fails closed. A build without packages, a package without cases, a missing output, another dtype
+than the contract's, a fixture of another checkpoint: each is a failing verdict or an error, never
+a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+from coreproof.backends import Backend, Target, create
+from coreproof.catalog import ModelParts
+from coreproof.convert.checkpoint import Checkpoint
+from coreproof.convert.recipe import NUMPY, Stage
+from coreproof.errors import FixtureError, JudgedBadError
+from coreproof.package.manifest import Manifest, PackageRecord, check_files, checkpoint_digest, load_manifest
+from coreproof.parity.comparison import CaseComparison, Judgement, compare_case, judge, judge_excitations
+from coreproof.parity.fixture import Fixture, find, load, save
+from coreproof.parity.gates import Gates, Verdict, load_gates
+from coreproof.parity.suite import Case, Outcome, Suite
+
+Report = Callable[[str, int, int], None]
+
+@dataclass(frozen=True, slots=True)
+class PackageResult:
+    """One package, judged. ``mode`` is None where the backend has no numeric modes."""
+
+    record: PackageRecord
+    mode: str | None
+    comparisons: tuple[CaseComparison, ...]
+    aggregates: Mapping[str, float]
+    judgement: Judgement
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """A build, judged by one backend."""
+
+    manifest: Manifest
+    fixture: Fixture
+    backend: str
+    excitations: tuple[Verdict, ...]
+    packages: tuple[PackageResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        return (
+            bool(self.packages)
+            and all(v.passed for v in self.excitations)
+            and all(p.judgement.passed for p in self.packages)
+        )
+
+
+def cached_fixtures(model: str) -> Path:
+    """Where references computed on this machine are kept."""
+    return Path(platformdirs.user_cache_dir("coreproof")) / "fixtures" / model
+
+
+def validate(
+    build: Path,
+    parts: ModelParts,
+    backend: str = "mil",
+    checkpoint: Path | None = None,
+    fixture: Path | None = None,
+    report: Report = lambda step, done, total: None,
+) -> Validation:
+    """Judge the build folder ``build``.
+
+    ``checkpoint`` is needed when no fixture of this checkpoint is recorded, and by backends that
+    run the Stage's module. ``fixture`` names one folder to use instead of searching.
+
+    Raises JudgedBadError for files that are not the manifest's, GateError for a bad gate file,
+    FixtureError when there is no reference of this very checkpoint.
+    """
+    manifest = load_manifest(build)
+    check_files(build, manifest)
+    suite = parts.suite()
+    gates = load_gates(parts.gates, controls=[c.name for c in suite.controls])
+    loaded = _checkpoint(parts, checkpoint, manifest)
+    reference = _fixture(parts, manifest, checkpoint, fixture, report)
+    verdicts = tuple(judge_excitations(suite.excitations(reference.arrays), gates))
+    cases = tuple(suite.cases(reference.arrays))
+    results = [_package(build, r, backend, parts, loaded, suite, cases, gates, report) for r in manifest.packages]
+    return Validation(manifest, reference, backend, verdicts, tuple(results))
+
+
+def _checkpoint(parts: ModelParts, path: Path | None, manifest: Manifest) -> Checkpoint | None:
+    if path is None:
+        return None
+    loaded = parts.recipe().load(path)
+    digest = checkpoint_digest(loaded.files)
+    if digest != manifest.checkpoint.sha256:
+        raise FixtureError(
+            f"{path} is not the checkpoint of this build: its sha256 is {digest[:12]}, "
+            f"the manifest's {manifest.checkpoint.sha256[:12]}"
+        )
+    return loaded
+
+
+def _fixture(
+    parts: ModelParts, manifest: Manifest, checkpoint: Path | None, given: Path | None, report: Report
+) -> Fixture:
+    digest = manifest.checkpoint.sha256
+    if given is not None:
+        return load(given, manifest.model, digest)
+    cache = cached_fixtures(manifest.model)
+    found = find((*parts.fixtures, cache), manifest.model, digest)
+    if found is not None:
+        return found
+    if checkpoint is None:
+        raise FixtureError(
+            f"no reference for checkpoint {digest[:12]} of {manifest.model}; pass --checkpoint, or run "
+            f"coreproof reference {manifest.model} --checkpoint CHECKPOINT -o {parts.fixtures[0]}"
+        )
+    report("running the official implementation", 0, 1)
+    return load(save(parts.compute_reference()(checkpoint), manifest.model, digest, cache), manifest.model, digest)
+
+
+def _package(
+    build: Path,
+    record: PackageRecord,
+    backend: str,
+    parts: ModelParts,
+    checkpoint: Checkpoint | None,
+    suite: Suite,
+    cases: Sequence[Case],
+    gates: Gates,
+    report: Report,
+) -> PackageResult:
+    mode = gates.modes.get(record.variant) if backend == "mil" else None
+    if backend == "mil" and mode is None:
+        raise JudgedBadError(f"{parts.gates}: [modes] has no numeric mode for variant {record.variant!r}")
+    stage = _stage(parts, checkpoint, record) if checkpoint else None
+    runner = create(backend)
+    runner.load(Target(build / record.package, mode or "typed", None, stage, checkpoint))
+    outputs = {o.name: (tuple(o.shape), NUMPY[o.dtype]) for o in record.contract.outputs}
+    outcomes, comparisons = [], []
+    own = [c for c in cases if c.stage == record.stage]
+    for index, case in enumerate(own):
+        report(record.package, index, len(own))
+        outcome = Outcome(case, run_case(runner, case))
+        outcomes.append(outcome)
+        comparisons.append(compare_case(outcome, outputs))
+    runner.close()
+    aggregates = suite.aggregates(outcomes) if outcomes else {}
+    judgement = judge(comparisons, aggregates, gates, record.stage, record.variant)
+    return PackageResult(record, mode, tuple(comparisons), aggregates, judgement)
+
+
+def _stage(parts: ModelParts, checkpoint: Checkpoint, record: PackageRecord) -> Stage:
+    stages = parts.recipe().stages(checkpoint, record.variant)
+    return next(s for s in stages if s.name == record.stage)
+
+
+def run_case(runner: Backend, case: Case) -> dict[str, np.ndarray]:
+    """Run the case's steps on one state; several steps are stacked along a new first axis."""
+    state = runner.make_state()
+    steps = [runner.predict(inputs, state) for inputs in case.steps]
+    if len(steps) == 1:
+        return steps[0]
+    return {name: np.stack([s[name] for s in steps]) for name in steps[0]}

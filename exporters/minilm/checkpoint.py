@@ -1,0 +1,255 @@
+"""Read ``sentence-transformers/all-MiniLM-L6-v2`` (or a checkpoint of the same architecture), strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+
+from coreproof.convert.checkpoint import Checkpoint, FileDigest, Origin
+from coreproof.convert.recipe import Published
+from coreproof.errors import CheckpointError
+
+SEQUENCE_LENGTH = 128  # the published tokenizer.json truncates and pads to it
+
+PUBLISHED = Published(
+    repo="sentence-transformers/all-MiniLM-L6-v2",
+    revision="1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
+    files={
+        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    },
+    licence="Apache-2.0",
+)
+
+SYNTH_FILE = "synth.json"
+SYNTH_SCHEMA = "coreproof.synth/1"
+
+POSITION_TABLE = "embeddings.position_table"
+WORDS = "embeddings.word_embeddings.weight"
+POSITIONS = "embeddings.position_embeddings.weight"
+TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
+
+UNUSED = {
+    "embeddings.position_ids": "the numbers 0, 1, 2, ...; the contract's positions are constant",
+    "pooler.dense.bias": "BERT's pooler; the sentence embedding is the mean over tokens",
+    "pooler.dense.weight": "BERT's pooler; the sentence embedding is the mean over tokens",
+}
+
+_JSON_LIMIT = 64 << 20  # bytes; the published tokenizer.json has 0.5 MB
+_DIMENSIONS = {  # config key: least and greatest value that is believed
+    "vocab_size": (1, 1 << 20),
+    "hidden_size": (1, 1 << 14),
+    "num_hidden_layers": (1, 128),
+    "num_attention_heads": (1, 256),
+    "intermediate_size": (1, 1 << 16),
+    "max_position_embeddings": (SEQUENCE_LENGTH, 1 << 16),
+    "type_vocab_size": (1, 64),
+}
+_REQUIRED = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+_MAY_BE_ABSENT = {"position_embedding_type", "is_decoder", "add_cross_attention"}  # transformers' defaults
+
+
+def load(path: Path) -> Checkpoint:
+    """The checkpoint at ``path``: its folder, or its ``model.safetensors``.
+
+    Reads ``config.json``, ``model.safetensors`` and ``tokenizer.json``. ``tensors`` are float32 under
+    the names of :mod:`coreproof_exporters.minilm.modules`, which are the file's own but for
+    ``embeddings.position_table`` [128, hidden]. ``config`` holds the dimensions and
+    ``layer_norm_eps``.
+
+    Raises CheckpointError when a file is missing or malformed, when the architecture is another
+    one, when a key is missing, unknown, of another shape or dtype than the config asks for, when a
+    weight is not finite, or when the tokenizer knows ids that the embedding table lacks.
+    """
+    folder = _folder(path)
+    config = _config(folder / "config.json")
+    raw, unused = _weights(folder / "model.safetensors", shapes(config))
+    _check_tokenizer(folder / "tokenizer.json", config["vocab_size"])
+    files = tuple(_digest(folder, name) for name in sorted(PUBLISHED.files))
+    published = all(file.sha256 == PUBLISHED.files[file.path] for file in files)
+    tensors, origins = _named(raw)
+    return Checkpoint(
+        files=files,
+        config=config,
+        tensors=tensors,
+        origins=origins,
+        unused=unused,
+        published=published,
+        seed=None if published else _seed(folder / SYNTH_FILE),
+    )
+
+
+def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every key of ``model.safetensors`` that is read, with its shape: transformers' ``BertModel``."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    table: dict[str, tuple[int, ...]] = {
+        WORDS: (config["vocab_size"], hidden),
+        POSITIONS: (config["max_position_embeddings"], hidden),
+        TOKEN_TYPES: (config["type_vocab_size"], hidden),
+        "embeddings.LayerNorm.weight": (hidden,),
+        "embeddings.LayerNorm.bias": (hidden,),
+    }
+    parts = {
+        "attention.self.query": (hidden, hidden),
+        "attention.self.key": (hidden, hidden),
+        "attention.self.value": (hidden, hidden),
+        "attention.output.dense": (hidden, hidden),
+        "attention.output.LayerNorm": (hidden,),
+        "intermediate.dense": (inner, hidden),
+        "output.dense": (hidden, inner),
+        "output.LayerNorm": (hidden,),
+    }
+    for layer in range(config["num_hidden_layers"]):
+        for part, shape in parts.items():
+            table[f"encoder.layer.{layer}.{part}.weight"] = shape
+            table[f"encoder.layer.{layer}.{part}.bias"] = shape[:1]
+    return table
+
+
+def _folder(path: Path) -> Path:
+    folder = path if path.is_dir() else path.parent
+    if not path.is_dir() and path.name != "model.safetensors":
+        raise CheckpointError(f"{path}: expected a folder with {', '.join(PUBLISHED.files)}")
+    for name in PUBLISHED.files:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing; put the file of {PUBLISHED.repo} there")
+    return folder
+
+
+def _digest(folder: Path, name: str) -> FileDigest:
+    with (folder / name).open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+        return FileDigest(name, stream.tell(), digest.hexdigest())
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _JSON_LIMIT:
+        raise CheckpointError(f"{path}: {path.stat().st_size} bytes; expected at most {_JSON_LIMIT}")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _config(path: Path) -> dict[str, Any]:
+    found = _json_object(path)
+    for key, value in _REQUIRED.items():
+        if found.get(key, value if key in _MAY_BE_ABSENT else None) != value:
+            raise CheckpointError(f"{path}: {key} is {found.get(key)!r}; this recipe reads only {value!r}")
+    for key, (least, most) in _DIMENSIONS.items():
+        size = found.get(key)
+        if type(size) is not int or not least <= size <= most:
+            raise CheckpointError(f"{path}: {key} is {size!r}; expected an integer of {least} to {most}")
+    hidden, heads = found["hidden_size"], found["num_attention_heads"]
+    if hidden % heads:
+        raise CheckpointError(f"{path}: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
+    eps = found.get("layer_norm_eps")
+    if type(eps) is not float or not 0 < eps < 1:
+        raise CheckpointError(f"{path}: layer_norm_eps is {eps!r}; expected a number between 0 and 1")
+    return {key: found[key] for key in _DIMENSIONS} | {"layer_norm_eps": eps}
+
+
+def _weights(
+    path: Path, expected: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors named in ``expected``, and those of ``UNUSED`` that the file has, with reasons."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            keys = set(file.keys())
+            _check_keys(path, keys, set(expected))
+            slices = {key: file.get_slice(key) for key in expected}
+            found = {key: (entry.get_dtype(), tuple(entry.get_shape())) for key, entry in slices.items()}
+            _check_types(path, found, expected)
+            tensors = {key: file.get_tensor(key) for key in expected}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    # A sum is finite only if every term is, and needs no temporary of the tensor's size.
+    bad = [key for key, tensor in tensors.items() if not math.isfinite(tensor.sum(dtype=np.float64))]
+    if bad:
+        raise CheckpointError(f"{path}: NaN or infinity in {_some(bad)}; every weight must be finite")
+    return tensors, {key: reason for key, reason in UNUSED.items() if key in keys}
+
+
+def _check_keys(path: Path, found: set[str], expected: set[str]) -> None:
+    problems = []
+    if missing := expected - found:
+        problems.append(f"missing {_some(missing)}")
+    if extra := found - expected - set(UNUSED):
+        problems.append(f"unknown {_some(extra)}")
+    if problems:
+        raise CheckpointError(f"{path}: {'; '.join(problems)}; expected the {len(expected)} keys of a BertModel")
+
+
+def _check_types(
+    path: Path, found: Mapping[str, tuple[str, tuple[int, ...]]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    wrong = [
+        f"{key} ({dtype} {shape}, expected F32 {expected[key]})"
+        for key, (dtype, shape) in found.items()
+        if dtype != "F32" or shape != expected[key]
+    ]
+    if wrong:
+        raise CheckpointError(f"{path}: not as config.json asks: {_some(wrong)}")
+
+
+def _some(items: Iterable[str], shown: int = 3) -> str:
+    """The first few of ``items`` in order, and how many more there are."""
+    ordered = sorted(items)
+    rest = len(ordered) - shown
+    return ", ".join(ordered[:shown]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _check_tokenizer(path: Path, vocab_size: int) -> None:
+    _json_object(path)
+    try:
+        vocabulary = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{path} is no tokenizer of the tokenizers library: {error}") from error
+    if max(vocabulary.values(), default=-1) >= vocab_size:
+        raise CheckpointError(
+            f"{path}: token id {max(vocabulary.values())} is beyond vocab_size {vocab_size} of config.json; "
+            "take both files from one publication"
+        )
+
+
+def _named(raw: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Origin]]:
+    """State dict tensors and origins: as in the file, but positions and token types are one table,
+    since the contract has one segment and a fixed length."""
+    tensors = {key: tensor for key, tensor in raw.items() if key not in (POSITIONS, TOKEN_TYPES)}
+    origins = {key: Origin((key,)) for key in tensors}
+    rows = raw[POSITIONS][:SEQUENCE_LENGTH].astype(np.float64) + raw[TOKEN_TYPES][0].astype(np.float64)
+    tensors[POSITION_TABLE] = rows.astype(np.float32)
+    origins[POSITION_TABLE] = Origin(
+        (POSITIONS, TOKEN_TYPES),
+        f"rows 0..{SEQUENCE_LENGTH - 1} of the first key plus row 0 of the second, in float64, rounded once",
+    )
+    return tensors, origins
+
+
+def _seed(path: Path) -> int | None:
+    """The seed that ``coreproof synth`` noted, None where there is no note."""
+    if not path.is_file():
+        return None
+    note = _json_object(path)
+    seed = note.get("seed")
+    if note.get("schema") != SYNTH_SCHEMA or note.get("model") != "minilm" or type(seed) is not int:
+        raise CheckpointError(f"{path}: expected schema {SYNTH_SCHEMA!r}, model 'minilm' and an integer seed")
+    return seed
