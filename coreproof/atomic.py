@@ -37,8 +37,7 @@ def atomic_directory(final: Path, *, replace: Callable[[Path], bool] | None = No
     """
     final = Path(os.path.realpath(final))
     with _explained(final):
-        if final.exists():
-            _check_replaceable(final, replace)
+        _check_replaceable(final, replace)
     with _work_folder(final) as work:
         new = work / "new" / final.name
         new.mkdir()
@@ -46,6 +45,7 @@ def atomic_directory(final: Path, *, replace: Callable[[Path], bool] | None = No
         with _explained(final):
             _settle_tree(new)
             with _locked(final.parent):
+                _check_replaceable(final, replace)
                 if final.exists():
                     os.rename(final, work / "old")
                 os.rename(new, final)
@@ -72,6 +72,11 @@ def atomic_file(final: Path) -> Iterator[Path]:
             _sync(final.parent)
 
 
+def is_work_folder(path: Path) -> bool:
+    """Whether ``path`` is named as the work folder of a write, under way or left by a killed process."""
+    return path.name.startswith(".") and _SUFFIX in path.name
+
+
 def require_space(path: Path, nbytes: int) -> None:
     """Check that the disk that holds ``path``, or will hold it, has ``nbytes`` bytes free.
 
@@ -88,6 +93,8 @@ def require_space(path: Path, nbytes: int) -> None:
 
 
 def _check_replaceable(final: Path, replace: Callable[[Path], bool] | None) -> None:
+    if not final.exists():
+        return
     if not final.is_dir():
         raise CoreproofError(f"{final} is a file, where a folder is to be written; choose another path")
     if any(final.iterdir()) and not (replace is not None and replace(final)):

@@ -81,7 +81,9 @@ class Numerics:
         """The sum divided by the number of elements; NaN over nothing."""
         if self.wide:
             return torch.mean(x, dims, keep_dims)
-        return self.sum(x, dims, keep_dims) / math.prod(x.shape if dims is None else [x.shape[d] for d in dims])
+        return self.sum(x, dims, keep_dims) / math.prod(
+            x.shape if dims is None else [x.shape[d] for d in dims]
+        )
 
 
 def windows(x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Tensor:
@@ -226,7 +228,8 @@ def _half_convolve_transpose(
     also passes over the stuffed zeros."""
     rank = len(strides)
     stuffed = x.new_zeros(*x.shape[:2], *[(n - 1) * s + 1 for n, s in zip(x.shape[2:], strides, strict=True)])
-    stuffed[(..., *(slice(None, None, s) for s in strides))] = x
+    places: tuple[slice, ...] = (slice(None), slice(None), *(slice(None, None, s) for s in strides))
+    stuffed[places] = x
     reach = [(k - 1) * d for k, d in zip(weight.shape[2:], dilations, strict=True)]
     around = tuple(reach[i // 2] - side for i, side in enumerate(pads))
     grouped = weight.reshape(groups, -1, *weight.shape[1:])

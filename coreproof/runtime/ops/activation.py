@@ -1,4 +1,7 @@
-"""Activations (coremltools 9.0 ops/defs/iOS15/activation.py; iOS17/activation.py lets alpha and beta differ in dtype)."""
+"""Activations (coremltools 9.0 ops/defs/iOS15/activation.py).
+
+From iOS 17 on alpha and beta may have another dtype than x (iOS17/activation.py).
+"""
 
 from __future__ import annotations
 

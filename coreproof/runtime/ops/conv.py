@@ -1,4 +1,7 @@
-"""Convolutions (coremltools 9.0 ops/defs/iOS15/conv.py; iOS17/conv.py lets weight and bias differ in dtype)."""
+"""Convolutions (coremltools 9.0 ops/defs/iOS15/conv.py).
+
+From iOS 17 on weight and bias may have another dtype than x (iOS17/conv.py).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from coreproof.runtime.registry import Ints, op
 
 
 @lru_cache(maxsize=4096)
-def paddings(pad_type: str, pad: Ints | None, sizes: Ints, kernel: Ints, strides: Ints, dilations: Ints) -> Ints:
+def paddings(
+    pad_type: str, pad: Ints | None, sizes: Ints, kernel: Ints, strides: Ints, dilations: Ints
+) -> Ints:
     """(before, after) for each spatial dimension, flattened.
 
     ``same`` pads so that ``ceil(size / stride)`` positions result, the odd one after; ``same_lower``
@@ -81,7 +86,9 @@ def conv_transpose(
     strides, dilations = strides or ones, dilations or ones
     full = [
         (size - 1) * stride + (kernel - 1) * dilation + 1
-        for size, kernel, stride, dilation in zip(x.shape[2:], weight.shape[2:], strides, dilations, strict=True)
+        for size, kernel, stride, dilation in zip(
+            x.shape[2:], weight.shape[2:], strides, dilations, strict=True
+        )
     ]
     if output_shape is not None:
         wanted: Sequence[int] | None = output_shape[2:]
@@ -89,7 +96,9 @@ def conv_transpose(
         wanted = [size * stride for size, stride in zip(x.shape[2:], strides, strict=True)]
     else:
         wanted = None
-    return num.convolve_transpose(x, weight, bias, strides, _cuts(full, wanted, pad_type, pad), dilations, groups)
+    return num.convolve_transpose(
+        x, weight, bias, strides, _cuts(full, wanted, pad_type, pad), dilations, groups
+    )
 
 
 def _cuts(full: Sequence[int], wanted: Sequence[int] | None, pad_type: str, pad: Ints | None) -> Ints:

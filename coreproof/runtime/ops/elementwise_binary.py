@@ -1,6 +1,8 @@
-"""Elementwise ops of two tensors, broadcasting as numpy (coremltools 9.0 ops/defs/iOS15/elementwise_binary.py)."""
+"""Elementwise ops of two tensors, which broadcast (coremltools 9.0 ops/defs/iOS15/elementwise_binary.py)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -8,7 +10,7 @@ from torch import Tensor
 from coreproof.runtime.registry import REQUIRED, Param, add, op
 
 _XY = (Param("x", "tensor", REQUIRED), Param("y", "tensor", REQUIRED))
-_SAME_AS_TORCH = {
+_SAME_AS_TORCH: dict[str, Callable[..., Tensor]] = {
     "add": torch.add,
     "mul": torch.mul,
     "pow": torch.pow,
@@ -18,7 +20,7 @@ _SAME_AS_TORCH = {
 }
 """``floor_div`` rounds towards negative infinity and ``mod`` takes the sign of the divisor, for
 integers and floats alike."""
-_SELECTING = {
+_SELECTING: dict[str, Callable[..., Tensor]] = {
     "equal": torch.eq,
     "greater": torch.gt,
     "greater_equal": torch.ge,

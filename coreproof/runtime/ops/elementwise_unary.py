@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from coreproof.runtime.numerics import container
 from coreproof.runtime.registry import REQUIRED, Param, add, op
 
 _X = (Param("x", "tensor", REQUIRED),)
-_SAME_AS_TORCH = {
+_SAME_AS_TORCH: dict[str, Callable[..., Tensor]] = {
     "acos": torch.acos,
     "asin": torch.asin,
     "atan": torch.atan,
@@ -27,7 +29,7 @@ _SAME_AS_TORCH = {
     "tan": torch.tan,
     "tanh": torch.tanh,
 }
-_EXACT = {
+_EXACT: dict[str, Callable[..., Tensor]] = {
     "abs": torch.abs,
     "ceil": torch.ceil,
     "floor": torch.floor,
@@ -87,11 +89,15 @@ def cast(x: Tensor, dtype: str) -> Tensor:
     if dtype in _FLOATS:
         return x.float()
     if dtype not in _INTEGERS:
-        raise UnsupportedOpError(f"cast to {dtype!r} is not possible; MIL has {', '.join([*_FLOATS, *_INTEGERS])}")
+        raise UnsupportedOpError(
+            f"cast to {dtype!r} is not possible; MIL has {', '.join([*_FLOATS, *_INTEGERS])}"
+        )
     if dtype == "uint16":
         return x.int() & 0xFFFF
     # By way of int64: torch's direct conversion from float to a narrow integer is undefined out of range.
-    return x.long().to(_INTEGERS[dtype]) if x.is_floating_point() and dtype != "bool" else x.to(_INTEGERS[dtype])
+    return (
+        x.long().to(_INTEGERS[dtype]) if x.is_floating_point() and dtype != "bool" else x.to(_INTEGERS[dtype])
+    )
 
 
 _FLOATS = ("fp16", "fp32")

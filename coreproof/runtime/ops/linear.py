@@ -1,4 +1,7 @@
-"""Matrix products (coremltools 9.0 ops/defs/iOS15/linear.py; iOS17/linear.py lets the operands differ in dtype)."""
+"""Matrix products (coremltools 9.0 ops/defs/iOS15/linear.py).
+
+From iOS 17 on the operands may differ in dtype (iOS17/linear.py).
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,9 @@ def einsum(values: Tensors, equation: str, *, num: Numerics) -> Tensor:
     right, _, result = rest.partition("->")
     batch, c, h, w = left[:-3], left[-3:-2], left[-2:-1], left[-1:]
     if right[:-1] != batch + w + h or result != batch + c + h + right[-1:]:
-        raise UnsupportedOpError(f"einsum {equation!r} is not of the form 'nchw,nwhu->nchu' or 'chw,whr->chr'")
+        raise UnsupportedOpError(
+            f"einsum {equation!r} is not of the form 'nchw,nwhu->nchu' or 'chw,whr->chr'"
+        )
     if num.wide:
         return torch.einsum(equation, x, y)
     return num.matmul(x.transpose(-3, -2), y.transpose(-3, -2)).transpose(-3, -2)

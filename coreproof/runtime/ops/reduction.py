@@ -25,7 +25,9 @@ def reduce_mean(x: Tensor, axes: Ints | None = None, keep_dims: bool = False, *,
 
 
 @op("reduce_sum_square")
-def reduce_sum_square(x: Tensor, axes: Ints | None = None, keep_dims: bool = False, *, num: Numerics) -> Tensor:
+def reduce_sum_square(
+    x: Tensor, axes: Ints | None = None, keep_dims: bool = False, *, num: Numerics
+) -> Tensor:
     return num.sum(num.product(x, x), axes, keep_dims)
 
 
@@ -45,7 +47,9 @@ def reduce_log_sum(x: Tensor, axes: Ints | None = None, keep_dims: bool = False,
 
 
 @op("reduce_log_sum_exp")
-def reduce_log_sum_exp(x: Tensor, axes: Ints | None = None, keep_dims: bool = False, *, num: Numerics) -> Tensor:
+def reduce_log_sum_exp(
+    x: Tensor, axes: Ints | None = None, keep_dims: bool = False, *, num: Numerics
+) -> Tensor:
     """Computed after subtracting the maximum; of infinite elements only, it is that infinity."""
     dims = tuple(range(x.dim())) if axes is None else axes
     if num.wide:
@@ -53,7 +57,9 @@ def reduce_log_sum_exp(x: Tensor, axes: Ints | None = None, keep_dims: bool = Fa
     top = torch.amax(x, dims, True)
     sums = torch.log(num.sum(torch.exp(x - top), dims, True)) + top
     sums = torch.where(torch.isinf(top), top, sums)
-    return sums if keep_dims else sums.reshape([s for d, s in enumerate(x.shape) if d not in _positive(dims, x)])
+    return (
+        sums if keep_dims else sums.reshape([s for d, s in enumerate(x.shape) if d not in _positive(dims, x)])
+    )
 
 
 def _positive(dims: Ints, x: Tensor) -> set[int]:

@@ -42,7 +42,7 @@ def _gather(x: Tensor, indices: Tensor, axis: int, batch_dims: int, validate: bo
 
 
 def _batch_index(x: Tensor, batch_dims: int, rank: int) -> list[Tensor]:
-    """Index tensors that walk the first ``batch_dims`` dimensions of x, to go with one of ``rank`` dimensions."""
+    """Indices that walk the first ``batch_dims`` dimensions of x, beside an index of ``rank`` dimensions."""
     shapes = [[1] * dim + [-1] + [1] * (rank - dim - 1) for dim in range(batch_dims)]
     return [torch.arange(x.shape[d], device=x.device).reshape(shape) for d, shape in enumerate(shapes)]
 
@@ -73,7 +73,9 @@ def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0) -> Tensor:
 
 
 @op("gather_along_axis", since="ios17", moves=True)
-def gather_along_axis_ios17(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False) -> Tensor:
+def gather_along_axis_ios17(
+    x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False
+) -> Tensor:
     return torch.gather(x, axis, _bounded(indices, x.shape[axis], validate_indices))
 
 

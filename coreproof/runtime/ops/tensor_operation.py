@@ -48,7 +48,7 @@ def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
 def cumsum(
     x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False, *, num: Numerics
 ) -> Tensor:
-    """``exclusive`` leaves the element itself out, so that the first sum is 0; ``reverse`` sums from the end."""
+    """``exclusive`` leaves the element itself out, so the first sum is 0; ``reverse`` sums from the end."""
     if reverse:
         x = torch.flip(x, (axis,))
     if exclusive:
@@ -87,7 +87,9 @@ def one_hot(
 ) -> Tensor:
     """An index outside ``[0, one_hot_vector_size)`` gives ``off_value`` everywhere."""
     axis = axis + indices.dim() + 1 if axis < 0 else axis
-    place = torch.arange(one_hot_vector_size, device=indices.device).reshape(-1, *[1] * (indices.dim() - axis))
+    place = torch.arange(one_hot_vector_size, device=indices.device).reshape(
+        -1, *[1] * (indices.dim() - axis)
+    )
     on, off = torch.tensor([on_value, off_value], dtype=_held(out), device=indices.device)
     return torch.where(indices.unsqueeze(axis) == place, on, off)
 
@@ -179,7 +181,7 @@ def topk_ios16(
     sort: bool = True,
     return_indices: bool = True,
 ) -> tuple[Tensor, Tensor] | Tensor:
-    """Unsorted results are free to be in any order; here they are sorted all the same (iOS16/tensor_operation.py)."""
+    """Without ``sort`` any order is right; the results are sorted all the same (iOS16/tensor_operation.py)."""
     values, indices = topk(x, k, axis, ascending)
     return (values, indices) if return_indices else values
 
@@ -195,4 +197,5 @@ def topk_ios17(
     output_indices_dtype: str = "int32",
 ) -> tuple[Tensor, Tensor] | Tensor:
     """A k of -1 takes all elements (iOS17/tensor_operation.py)."""
-    return topk_ios16(x, x.shape[axis] if k == -1 else k, axis, ascending, sort, return_indices)
+    values, indices = topk(x, x.shape[axis] if k == -1 else k, axis, ascending)
+    return (values, indices) if return_indices else values

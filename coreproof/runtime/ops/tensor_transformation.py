@@ -1,4 +1,4 @@
-"""Ops that move elements (coremltools 9.0 ops/defs/iOS15/tensor_transformation.py; later opsets where named)."""
+"""Ops that move elements (coremltools 9.0 ops/defs/iOS15/tensor_transformation.py, or as named)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def reshape_ios17(x: Tensor, shape: Ints) -> Tensor:
 
 
 @op("reshape_like", since="ios16", moves=True)
-def reshape_like(x: Tensor, ref_tensors: Tensors, begins: Tensors, ends: Tensors, end_masks: Tensors) -> Tensor:
+def reshape_like(
+    x: Tensor, ref_tensors: Tensors, begins: Tensors, ends: Tensors, end_masks: Tensors
+) -> Tensor:
     """The shape is ``ref.shape[begin:end]`` of each reference, joined; an end mask means to the last
     dimension (iOS16/tensor_transformation.py)."""
     shape: list[int] = []
@@ -72,7 +74,7 @@ def reverse(x: Tensor, axes: Ints | None = None) -> Tensor:
 
 @op("reverse_sequence", moves=True)
 def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
-    """The first ``lengths[i]`` elements along ``seq_axis`` of batch item i in reverse, the rest as they are."""
+    """Reverses the first ``lengths[i]`` elements along ``seq_axis`` of item i, and leaves the rest."""
     place = torch.arange(x.shape[seq_axis], device=x.device)
     length = lengths.long().unsqueeze(1)
     source = torch.where(place < length, length - 1 - place, place)  # (batch, sequence)
@@ -178,7 +180,7 @@ def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
 
 @op("depth_to_space", moves=True)
 def depth_to_space(x: Tensor, block_size: int) -> Tensor:
-    """Channels are ordered (block row, block column, channel) as in TensorFlow; pixel_shuffle has the channel first."""
+    """Channels are ordered (block row, block column, channel), unlike pixel_shuffle's."""
     n, c, h, w = x.shape
     b = block_size
     parts = x.reshape(n, b, b, c // (b * b), h, w).permute(0, 3, 4, 1, 5, 2)
