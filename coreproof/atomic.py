@@ -47,8 +47,8 @@ def atomic_directory(final: Path, *, replace: Callable[[Path], bool] | None = No
             with _locked(final.parent):
                 _check_replaceable(final, replace)
                 if final.exists():
-                    os.rename(final, work / "old")
-                os.rename(new, final)
+                    final.rename(work / "old")
+                new.rename(final)
                 _sync(final.parent)
 
 
@@ -66,9 +66,9 @@ def atomic_file(final: Path) -> Iterator[Path]:
         new = work / "new" / final.name
         yield new
         with _explained(final):
-            os.chmod(new, 0o644)
+            new.chmod(0o644)
             _sync(new)
-            os.replace(new, final)
+            new.replace(final)
             _sync(final.parent)
 
 
@@ -88,7 +88,8 @@ def require_space(path: Path, nbytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < nbytes:
         raise CoreproofError(
-            f"{path}: needs {nbytes:,} bytes, the disk has {free:,} free; make room or choose another destination"
+            f"{path}: needs {nbytes:,} bytes, the disk has {free:,} free; "
+            "make room or choose another destination"
         )
 
 
@@ -98,7 +99,9 @@ def _check_replaceable(final: Path, replace: Callable[[Path], bool] | None) -> N
     if not final.is_dir():
         raise CoreproofError(f"{final} is a file, where a folder is to be written; choose another path")
     if any(final.iterdir()) and not (replace is not None and replace(final)):
-        raise CoreproofError(f"{final} exists and is not something to overwrite; remove it or choose another path")
+        raise CoreproofError(
+            f"{final} exists and is not something to overwrite; remove it or choose another path"
+        )
 
 
 @contextmanager
@@ -138,7 +141,7 @@ def _clear_leftovers(final: Path) -> None:
 def _remove(work: Path, final: Path) -> None:
     old = work / "old"
     if old.exists() and not final.exists():
-        os.rename(old, final)
+        old.rename(final)
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -172,9 +175,9 @@ def _settle_tree(folder: Path) -> None:
             if path.is_symlink():
                 raise CoreproofError(f"{path}: a link, where only files and folders are written")
         for path in (Path(parent, name) for name in files):
-            os.chmod(path, 0o644)
+            path.chmod(0o644)
             _sync(path)
-        os.chmod(parent, 0o755)
+        Path(parent).chmod(0o755)
         _sync(Path(parent))
 
 

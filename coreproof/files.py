@@ -9,6 +9,14 @@ from pathlib import Path
 from coreproof.errors import PackageError
 
 
+def is_directory(path: Path) -> bool:
+    """Whether ``path`` is a folder. Raises PackageError when it does not exist or cannot be reached."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError) as error:
+        raise PackageError(f"{path}: cannot be opened: {_cause(error)}") from None
+
+
 def open_regular(path: Path) -> int:
     """A read-only descriptor of the regular file ``path``; the caller closes it.
 
@@ -29,7 +37,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
     The limit holds for what is read, whatever size the file claims. Raises PackageError.
     """
-    with open(open_regular(path), "rb") as stream:
+    with os.fdopen(open_regular(path), "rb") as stream:
         try:
             size = os.fstat(stream.fileno()).st_size
             data = stream.read(max_bytes + 1) if size <= max_bytes else None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from coreproof.errors import PackageError
 from coreproof.files import read_bytes
@@ -18,7 +21,9 @@ def canonical(obj: Any) -> bytes:
     newline. Equal values give equal bytes. Raises ValueError for NaN, infinities (see
     :func:`json_number`) and text that is not valid Unicode, TypeError for what JSON has no form for.
     """
-    text = json.dumps(obj, ensure_ascii=False, allow_nan=False, sort_keys=True, indent=1, separators=(",", ": "))
+    text = json.dumps(
+        obj, ensure_ascii=False, allow_nan=False, sort_keys=True, indent=1, separators=(",", ": ")
+    )
     return f"{text}\n".encode()
 
 
@@ -43,6 +48,41 @@ def read_json(path: Path, max_bytes: int) -> Any:
         raise PackageError(f"{path}: JSON nested too deeply") from None
     except ValueError as error:
         raise PackageError(f"{path}: not the JSON that is expected: {error}") from None
+
+
+def decode(kind: Any, value: Any, where: str) -> Any:
+    """``value``, as :func:`read_json` gives it, as an instance of the annotated type ``kind``.
+
+    ``kind``: a dataclass (every field must be there, and nothing else), ``tuple[X, ...]``,
+    ``Mapping[str, X]``, ``X | None``, ``str``, ``int`` or ``bool``. Nothing is converted: ``true`` is no
+    int. Raises PackageError naming the key, as a path that starts with ``where``.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return None if value is None else decode(arguments[0], value, where)
+    if is_dataclass(kind):
+        return _decode_dataclass(kind, _expect(dict, value, where), where)
+    if origin is tuple:
+        items = enumerate(_expect(list, value, where))
+        return tuple(decode(arguments[0], item, f"{where}[{index}]") for index, item in items)
+    if origin is Mapping:
+        members = _expect(dict, value, where).items()
+        return {key: decode(arguments[1], member, f"{where}.{key}") for key, member in members}
+    return _expect(kind, value, where)
+
+
+def _decode_dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind)
+    names = {f.name for f in fields(kind)}
+    if names != value.keys():
+        raise PackageError(f"{where}: has the keys {sorted(value)}, expected exactly {sorted(names)}")
+    return kind(**{name: decode(hints[name], value[name], f"{where}.{name}") for name in sorted(names)})
+
+
+def _expect(kind: type, value: Any, where: str) -> Any:
+    if type(value) is not kind:
+        raise PackageError(f"{where}: is a {type(value).__name__}, expected {kind.__name__}")
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,10 @@ from coreproof.atomic import atomic_directory, atomic_file, is_work_folder, requ
 from coreproof.errors import CoreproofError
 
 
+def _names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
 def _yes(_: Path) -> bool:
     return True
 
@@ -29,9 +33,11 @@ def test_directory_appears_with_fixed_permissions(tmp_path: Path):
             (new / "sub" / "a").chmod(0o755)
     finally:
         os.umask(umask)
-    modes = {p.relative_to(final).as_posix(): stat.S_IMODE(p.stat().st_mode) for p in [final, *final.rglob("*")]}
+    modes = {
+        p.relative_to(final).as_posix(): stat.S_IMODE(p.stat().st_mode) for p in [final, *final.rglob("*")]
+    }
     assert modes == {".": 0o755, "sub": 0o755, "sub/a": 0o644}
-    assert os.listdir(final.parent) == ["out"]
+    assert _names(final.parent) == ["out"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
@@ -45,7 +51,7 @@ def test_failure_leaves_everything_as_before(tmp_path: Path, error: type[BaseExc
     with pytest.raises(error), atomic_file(final / "old") as new:
         new.write_text("half")
         raise error
-    assert os.listdir(tmp_path) == ["out"] and os.listdir(final) == ["old"]
+    assert _names(tmp_path) == ["out"] and _names(final) == ["old"]
     assert (final / "old").read_text() == "old"
 
 
@@ -56,11 +62,14 @@ def test_replacement(tmp_path: Path):
         (new / "first").touch()
     with pytest.raises(CoreproofError, match="not something to overwrite"), atomic_directory(final):
         pytest.fail("the block must not run")
-    with pytest.raises(CoreproofError, match="not something"), atomic_directory(final, replace=lambda old: old != final):
+    with (
+        pytest.raises(CoreproofError, match="not something"),
+        atomic_directory(final, replace=lambda old: old != final),
+    ):
         pytest.fail("the block must not run")
     with atomic_directory(final, replace=lambda old: (old / "first").exists()) as new:
         (new / "second").touch()
-    assert os.listdir(final) == ["second"] and os.listdir(tmp_path) == ["out"]
+    assert _names(final) == ["second"] and _names(tmp_path) == ["out"]
 
 
 def test_what_appears_meanwhile_is_not_overwritten(tmp_path: Path):
@@ -69,24 +78,24 @@ def test_what_appears_meanwhile_is_not_overwritten(tmp_path: Path):
         (new / "mine").touch()
         final.mkdir()
         (final / "theirs").touch()
-    assert os.listdir(final) == ["theirs"] and os.listdir(tmp_path) == ["out"]
+    assert _names(final) == ["theirs"] and _names(tmp_path) == ["out"]
 
 
 def test_failed_rename_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     final = tmp_path / "out"
     final.mkdir()
     (final / "old").touch()
-    rename = os.rename
+    rename = Path.rename
 
-    def failing(source: Path, target: Path) -> None:
-        if Path(source).parent.name == "new":
+    def failing(source: Path, target: Path) -> Path:
+        if source.parent.name == "new":
             raise OSError(errno.EIO, "Input/output error", str(source))
-        rename(source, target)
+        return rename(source, target)
 
-    monkeypatch.setattr(os, "rename", failing)
+    monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(CoreproofError, match="Input/output error"), atomic_directory(final, replace=_yes):
         pass
-    assert os.listdir(final) == ["old"] and os.listdir(tmp_path) == ["out"]
+    assert _names(final) == ["old"] and _names(tmp_path) == ["out"]
 
 
 def test_wrong_kinds(tmp_path: Path):
@@ -99,7 +108,7 @@ def test_wrong_kinds(tmp_path: Path):
         pytest.fail("the block must not run")
     with pytest.raises(CoreproofError, match="a link"), atomic_directory(tmp_path / "out") as new:
         (new / "link").symlink_to(tmp_path)
-    assert os.listdir(tmp_path) == ["file"]
+    assert _names(tmp_path) == ["file"]
 
 
 def test_a_link_stands_for_its_target(tmp_path: Path):
@@ -117,13 +126,16 @@ def test_full_disk_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "fsync", full)
     final = tmp_path / "out"
-    with pytest.raises(CoreproofError, match=f"{final}: cannot be written: {os.strerror(code)}"), atomic_directory(final):
+    with (
+        pytest.raises(CoreproofError, match=f"{final}: cannot be written: {os.strerror(code)}"),
+        atomic_directory(final),
+    ):
         pass
     with pytest.raises(CoreproofError, match=os.strerror(code)), atomic_file(final) as new:
         new.touch()
     with pytest.raises(CoreproofError, match=os.strerror(code)), atomic_file(final):
         raise OSError(code, os.strerror(code))
-    assert os.listdir(tmp_path) == []
+    assert _names(tmp_path) == []
 
 
 def test_errors_of_the_callers_reading_are_not_relabelled(tmp_path: Path):
@@ -137,12 +149,12 @@ from pathlib import Path
 from coreproof.atomic import atomic_directory
 final, moment = Path(sys.argv[1]), sys.argv[2]
 if moment == "between the renames":
-    rename = os.rename
+    rename = Path.rename
     def dying(source, target):
-        if Path(source).parent.name == "new":
+        if source.parent.name == "new":
             os.kill(os.getpid(), signal.SIGKILL)
-        rename(source, target)
-    os.rename = dying
+        return rename(source, target)
+    Path.rename = dying
 with atomic_directory(final, replace=lambda old: True) as new:
     (new / "half").write_text("half")
     if moment == "while writing":
@@ -163,10 +175,10 @@ def test_killed_writer(tmp_path: Path, moment: str):
     with pytest.raises(RuntimeError), atomic_directory(final, replace=_yes):
         assert (final / "old").read_text() == "old"
         raise RuntimeError
-    assert os.listdir(tmp_path) == ["out"] and os.listdir(final) == ["old"]
+    assert _names(tmp_path) == ["out"] and _names(final) == ["old"]
     with atomic_directory(final, replace=_yes) as new:
         (new / "next").touch()
-    assert os.listdir(tmp_path) == ["out"] and os.listdir(final) == ["next"]
+    assert _names(tmp_path) == ["out"] and _names(final) == ["next"]
 
 
 def test_a_living_writer_is_left_alone(tmp_path: Path):
@@ -176,10 +188,12 @@ def test_a_living_writer_is_left_alone(tmp_path: Path):
         with atomic_file(final) as quick:
             quick.write_text("quick")
         assert final.read_text() == "quick" and slow.read_text() == "slow"
-    assert final.read_text() == "slow" and os.listdir(tmp_path) == ["out"]
+    assert final.read_text() == "slow" and _names(tmp_path) == ["out"]
 
 
 def test_require_space(tmp_path: Path):
     require_space(tmp_path / "not" / "there", 1)
-    with pytest.raises(CoreproofError, match=r"needs 1,000,000,000,000,000,000 bytes, the disk has [\d,]+ free"):
+    with pytest.raises(
+        CoreproofError, match=r"needs 1,000,000,000,000,000,000 bytes, the disk has [\d,]+ free"
+    ):
         require_space(tmp_path, 10**18)

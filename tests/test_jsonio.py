@@ -29,7 +29,14 @@ def test_canonical_refuses(value):
 
 @pytest.mark.parametrize(
     ("number", "expected"),
-    [(1.5, 1.5), (0, 0), (float("nan"), "nan"), (float("inf"), "inf"), (-np.inf, "-inf"), (np.float64("inf"), "inf")],
+    [
+        (1.5, 1.5),
+        (0, 0),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        (-np.inf, "-inf"),
+        (np.float64("inf"), "inf"),
+    ],
 )
 def test_json_number(number, expected):
     assert json_number(number) == expected

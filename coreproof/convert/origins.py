@@ -8,7 +8,7 @@ error instead of a silent change.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from itertools import permutations
 
@@ -70,21 +70,41 @@ def blobs(program: Program) -> Iterator[tuple[str, Blob]]:
 
 def _explain(array: np.ndarray, candidates: list[tuple[str, np.ndarray]]) -> tuple[list[str], list[str]]:
     """Names of the candidates that ``array`` equals bit for bit, and the steps that make them so."""
-    cast = [] if array.dtype == np.float32 else [f"rounded to {array.dtype}"]
-    equal = [n for n, tensor in candidates if _same(array, tensor.reshape(-1))]
-    if equal:
-        return equal, cast
-    for name, tensor in candidates:
-        for order in list(permutations(range(tensor.ndim)))[1:] if tensor.ndim <= 4 else []:
-            if _same(array, tensor.transpose(order).reshape(-1)):
-                return [name], [f"transposed {list(order)}", *cast]
+    for step, rounded in _ROUNDINGS if array.dtype == np.float16 else [("", lambda t: t)]:
+        steps = [step] if step else []
+        equal = [n for n, tensor in candidates if _same(array, tensor.reshape(-1), rounded)]
+        if equal:
+            return equal, steps
+        for name, tensor in candidates:
+            for order in list(permutations(range(tensor.ndim)))[1:] if tensor.ndim <= 4 else []:
+                if _same(array, tensor.transpose(order).reshape(-1), rounded):
+                    return [name], [f"transposed {list(order)}", *steps]
     return [], []
 
 
-def _same(array: np.ndarray, tensor: np.ndarray) -> bool:
+def _nearest(tensor: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return tensor.astype(np.float16)
+
+
+def _nearest_nonzero(tensor: np.ndarray) -> np.ndarray:
+    """As coremltools 9.0 rounds arrays of fewer than 400 elements (``passes/defs/quantization.py``):
+    what would become zero becomes the fp16 number next to zero."""
+    rounded = _nearest(tensor)
+    least = np.copysign(np.nextafter(np.float16(0), np.float16(1)), tensor).astype(np.float16)
+    return np.where((rounded == 0) & (tensor != 0), least, rounded)
+
+
+_ROUNDINGS: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
+    ("rounded to float16", _nearest),
+    ("rounded to float16 but never to zero", _nearest_nonzero),
+)
+
+
+def _same(array: np.ndarray, tensor: np.ndarray, rounded: Callable[[np.ndarray], np.ndarray]) -> bool:
     flat = array.reshape(-1)
     return all(
-        np.array_equal(_bits(flat[part]), _bits(tensor[part].astype(array.dtype)))
+        np.array_equal(_bits(flat[part]), _bits(rounded(tensor[part]).astype(array.dtype, copy=False)))
         for part in (slice(0, 64), slice(64, None))  # most candidates differ at once
     )
 

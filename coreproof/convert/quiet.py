@@ -15,6 +15,8 @@ from coreproof.errors import ConversionError
 # Said at every import off a Mac, or for every torch newer than the release coremltools was tested
 # with. Neither says anything about the conversion at hand.
 _NOISE = ("Failed to load _ML", "Failed to load '_ML", "has not been tested with coremltools", "Disabling scikit-learn conversion API")
+# A range analysis of its passes casts int32 limits to fp16; no value of the program is touched.
+_RANGES = r"coremltools\.converters\.mil\.mil\.passes\.defs\.optimize_repeat_ops"
 _BARS = {
     "coremltools.converters.mil.frontend.torch.ops": "_tqdm",
     "coremltools.converters.mil.mil.passes.pass_pipeline": "tqdm",
@@ -51,6 +53,8 @@ def bars_into(report: Callable[[str, int, int], None]) -> Iterator[None]:
             yield item
 
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning, _RANGES)
         for name, attribute in _BARS.items():
             module = import_module(name)
             if not hasattr(module, attribute):

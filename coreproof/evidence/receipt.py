@@ -18,6 +18,7 @@ path in a receipt, so the same run on the same machine writes the same bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,8 @@ def _package(validation: Validation, result: PackageResult) -> dict[str, Any]:
         "mode": result.mode,
         "sha256": {f.path: f.sha256 for f in validation.manifest.package_files(result.record.package)},
         "digest": validation.manifest.package_digest(result.record.package),
-        "contract": result.record.contract.to_json(),
-        "precision": result.record.precision.to_json(),
+        "contract": asdict(result.record.contract),
+        "precision": asdict(result.record.precision),
         "target": result.record.target,
         "bytes": sum(f.size for f in validation.manifest.package_files(result.record.package)),
         "cases": [c.case for c in result.comparisons],

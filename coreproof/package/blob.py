@@ -17,6 +17,7 @@ import os
 import struct
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -72,7 +73,9 @@ class WeightFile:
         if version != _VERSION:
             raise self._bad(f"format version {version}, expected {_VERSION}")
         if _HEADER.size + self.count * _METADATA.size > self.size:
-            raise self._bad(f"{self.size} bytes cannot hold the {self.count} entries its header counts; truncated?")
+            raise self._bad(
+                f"{self.size} bytes cannot hold the {self.count} entries its header counts; truncated?"
+            )
 
     def entry(self, offset: int) -> BlobEntry:
         """The entry whose metadata starts at ``offset``.
@@ -85,18 +88,22 @@ class WeightFile:
         raw = os.pread(self._descriptor, _METADATA.size, offset)
         sentinel, code, nbytes, data_offset, padding_bits = _METADATA.unpack(raw)
         if sentinel != _SENTINEL:
-            raise self._bad(f"no entry at offset {offset}: found 0x{sentinel:08X}, expected 0x{_SENTINEL:08X}")
+            raise self._bad(
+                f"no entry at offset {offset}: found 0x{sentinel:08X}, expected 0x{_SENTINEL:08X}"
+            )
         if code not in _DTYPES:
             raise self._bad(f"entry at offset {offset}: unknown data type code {code}")
         dtype = _DTYPES[code]
         if data_offset % ALIGNMENT or data_offset < _HEADER.size or data_offset + nbytes > self.size:
             raise self._bad(
-                f"entry at offset {offset}: {nbytes} bytes of data at {data_offset} do not lie in its {self.size} bytes"
+                f"entry at offset {offset}: data of {nbytes} bytes at {data_offset}, the file has {self.size}"
             )
         if dtype.bits >= 8:
             padding_bits = 0  # writers before iOS 18 left this field uninitialised
         if padding_bits >= 8 or (nbytes * 8 - padding_bits) % dtype.bits or padding_bits > nbytes * 8:
-            raise self._bad(f"entry at offset {offset}: {nbytes} bytes less {padding_bits} bits are no {dtype} values")
+            raise self._bad(
+                f"entry at offset {offset}: {nbytes} bytes, {padding_bits} bits of padding: no {dtype} values"
+            )
         return BlobEntry(dtype, nbytes, data_offset, padding_bits)
 
     def typed_entry(self, offset: int, type: TensorType) -> BlobEntry:
@@ -170,7 +177,7 @@ class BlobWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self._stream: BinaryIO = open(path, "wb")
+        self._stream: BinaryIO = path.open("wb")
         self._count = 0
         self._stream.write(_HEADER.pack(0, _VERSION))
 
@@ -178,14 +185,16 @@ class BlobWriter:
         """Append one entry and return its offset.
 
         ``data``: an array of the numpy dtype of ``dtype``, written in C order, or the stored bytes
-        (bytes or uint8). ``padding_bits``: unused bits of the last byte, for sub-byte types.
-        Raises CoreproofError for an array of another dtype, or a dtype weight files cannot hold.
+        (as uint8 array for types numpy lacks). ``padding_bits``: unused bits of the last byte, for
+        sub-byte types. Raises CoreproofError for an array of another dtype, or a dtype weight files
+        cannot hold.
         """
-        if isinstance(data, np.ndarray):
-            if data.dtype not in (np.dtype(dtype.numpy_name or "uint8"), np.dtype("uint8")):
-                raise CoreproofError(f"an array of {data.dtype} cannot be stored as {dtype}")
-            data = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-        view = memoryview(data)
+        if isinstance(data, bytes):
+            view = memoryview(data)
+        elif data.dtype == np.dtype(dtype.numpy_name or "uint8").newbyteorder("<"):
+            view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+        else:
+            raise CoreproofError(f"an array of {data.dtype} cannot be stored as {dtype}")
         pieces = (view[start : start + _CHUNK] for start in range(0, len(view), _CHUNK))
         return self._append(BlobEntry(dtype, len(view), 0, padding_bits), pieces)
 
@@ -206,7 +215,11 @@ class BlobWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+        else:
+            with suppress(OSError):
+                self._stream.close()
 
     def _append(self, entry: BlobEntry, pieces: Iterator[bytes] | Iterator[memoryview]) -> int:
         if entry.dtype not in CODES:
@@ -215,7 +228,9 @@ class BlobWriter:
         offset = end + -end % ALIGNMENT
         self._stream.write(bytes(offset - end))
         self._stream.write(
-            _METADATA.pack(_SENTINEL, CODES[entry.dtype], entry.nbytes, offset + _METADATA.size, entry.padding_bits)
+            _METADATA.pack(
+                _SENTINEL, CODES[entry.dtype], entry.nbytes, offset + _METADATA.size, entry.padding_bits
+            )
         )
         for piece in pieces:
             self._stream.write(piece)

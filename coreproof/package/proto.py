@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
 from coreproof.errors import CoreproofError, PackageError
 from coreproof.files import read_bytes
 
@@ -49,8 +51,6 @@ def read_spec(path: Path) -> Any:
     Raises PackageError when the file is larger than MAX_SPEC_BYTES, is no ``Model`` message or
     is nested more deeply than protobuf allows (100 levels).
     """
-    from google.protobuf.message import DecodeError
-
     data = read_bytes(path, MAX_SPEC_BYTES)
     model = new_model()
     try:

@@ -23,13 +23,16 @@ MELS = 80
 
 def log_magnitude_db(x: np.ndarray, sample_rate: int) -> np.ndarray:
     """``20 log10 max(|STFT|, 1e-7)`` of float64 ``x`` (..., samples), in dB: (..., 513, frames)."""
-    return 20.0 * np.log10(np.maximum(_magnitude(x, sample_rate), FLOOR))
+    levels: np.ndarray = 20.0 * np.log10(np.maximum(_magnitude(x, sample_rate), FLOOR))
+    return levels
 
 
 def log_mel(x: np.ndarray, sample_rate: int) -> np.ndarray:
     """``ln max(M |STFT|, 1e-7)`` of float64 ``x`` (..., samples), M being
     ``mel_filterbank(sample_rate)``: (..., bands, frames)."""
-    return np.log(np.maximum(mel_filterbank(sample_rate) @ _magnitude(x, sample_rate), FLOOR))
+    mel = mel_filterbank(sample_rate) @ _magnitude(x, sample_rate)
+    levels: np.ndarray = np.log(np.maximum(mel, FLOOR))
+    return levels
 
 
 @lru_cache(maxsize=8)
@@ -45,7 +48,7 @@ def mel_filterbank(sample_rate: int) -> np.ndarray:
     corners = 700.0 * (10.0 ** (np.linspace(0.0, top, MELS + 2) / 2595.0) - 1.0)
     bins = np.fft.rfftfreq(WINDOW, 1.0 / sample_rate)
     low, peak, high = (corners[i : i + MELS, None] for i in range(3))
-    bank = np.maximum(0.0, np.minimum((bins - low) / (peak - low), (high - bins) / (high - peak)))
+    bank: np.ndarray = np.maximum(0.0, np.minimum((bins - low) / (peak - low), (high - bins) / (high - peak)))
     bank = bank[bank.any(axis=1)]
     bank.flags.writeable = False
     return bank
@@ -57,4 +60,5 @@ def _magnitude(x: np.ndarray, sample_rate: int) -> np.ndarray:
     padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
     window = signal.windows.hann(WINDOW, sym=False)
     stft = signal.ShortTimeFFT(window, HOP, sample_rate, scale_to="magnitude")
-    return np.abs(stft.stft(padded))
+    magnitude: np.ndarray = np.abs(stft.stft(padded))
+    return magnitude

@@ -230,7 +230,7 @@ def _emit(state: _State, operation: Operation, definition: OpDef, arguments: Arg
     positional, named = _call_order(definition, given)
     keywords = {k: state.bind(k, v) for k, v in _keywords(state, operation, definition).items()}
     call = ", ".join([*positional, *(f"{k}={v}" for k, v in {**named, **keywords}.items())])
-    expression = f"{state.bind('op_', definition.fn)}({call})"
+    expression = f"{state.bind(operation.type + '_', definition.fn)}({call})"
     locals_ = [f"v{len(state.env)}_{i}" for i in range(len(operation.outputs))]
     for output, local in zip(operation.outputs, locals_, strict=True):
         state.env[output.name] = Var(local)

@@ -195,7 +195,9 @@ def _check_keys(path: Path, found: set[str], expected: set[str]) -> None:
     if extra := found - expected - set(UNUSED):
         problems.append(f"unknown {_some(extra)}")
     if problems:
-        raise CheckpointError(f"{path}: {'; '.join(problems)}; expected the {len(expected)} keys of a BertModel")
+        raise CheckpointError(
+            f"{path}: {'; '.join(problems)}; expected the {len(expected)} keys of a BertModel"
+        )
 
 
 def _check_types(

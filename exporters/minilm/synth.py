@@ -1,13 +1,14 @@
 """Write a synthetic checkpoint: the published files, keys and shapes, with drawn weights.
 
-Means and spreads follow those measured in the published weights, as gains relative to fan-in so
-that attention stays as peaked and activations as wide at any size. Every number is an integer draw
+Means and spreads are near those measured in the published weights, as gains relative to fan-in so
+that attention is as peaked and activations as wide at any size. Every number is an integer draw
 times a factor: no transcendental function, so the same seed gives the same bytes on every CPU.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from itertools import chain, islice, product
@@ -15,7 +16,7 @@ from pathlib import Path
 from string import ascii_lowercase, digits, punctuation
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from coreproof.errors import UsageError
 from coreproof_exporters.minilm.checkpoint import SEQUENCE_LENGTH, SYNTH_FILE, SYNTH_SCHEMA, shapes
@@ -53,20 +54,23 @@ _ARCHITECTURE = {
     "position_embedding_type": "absolute",
 }
 
-# Key pattern: mean, spread. A matrix's spread is a gain, divided by sqrt(fan-in).
+# Key pattern: mean, spread; the first that fits. A matrix's spread is a gain, divided by sqrt(fan-in).
+# Drawn weights lack the structure that keeps a trained encoder's tokens apart, so queries and keys
+# are wider (attention that selects) and the rest narrower (little that all tokens share).
 _STATISTICS = {
     "embeddings.word_embeddings.weight": (0.0, 0.056),
     "embeddings.*_embeddings.weight": (0.0, 0.025),
     "*.LayerNorm.weight": (0.6, 0.1),
-    "*.LayerNorm.bias": (0.0, 0.1),
-    "*.self.query.weight": (0.0, 1.8),
-    "*.self.key.weight": (0.0, 1.8),
+    "*.LayerNorm.bias": (0.0, 0.04),
+    "*.self.query.weight": (0.0, 3.0),
+    "*.self.key.weight": (0.0, 3.0),
     "*.self.query.bias": (0.0, 0.3),
     "*.self.key.bias": (0.0, 0.001),
     "*.self.value.weight": (0.0, 1.2),
-    "*.output.dense.weight": (0.0, 1.2),
+    "*.attention.output.dense.weight": (0.0, 0.7),
     "*.intermediate.dense.weight": (0.0, 1.3),
-    "*.bias": (0.0, 0.08),
+    "*.output.dense.weight": (0.0, 1.2),
+    "*.bias": (0.0, 0.04),
     "pooler.dense.weight": (0.0, 0.2),
 }
 
@@ -102,7 +106,8 @@ def synth(folder: Path, size: str, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", {**_ARCHITECTURE, **config})
     _write_json(folder / "tokenizer.json", _tokenizer(config["vocab_size"]))
-    save_file(_tensors(config, seed), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = save(_tensors(config, seed), metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(weights)
     note = {"schema": SYNTH_SCHEMA, "model": "minilm", "size": size, "seed": seed}
     _write_json(folder / SYNTH_FILE, note)
 
@@ -120,18 +125,18 @@ def _draw(generator: np.random.Generator, key: str, shape: tuple[int, ...]) -> n
     """Bell-shaped float32 numbers: sums of four uniform 16-bit integers, centred and scaled."""
     mean, spread = next(value for pattern, value in _STATISTICS.items() if fnmatchcase(key, pattern))
     if len(shape) == 2 and not key.startswith("embeddings."):
-        spread /= shape[1] ** 0.5
+        spread /= math.sqrt(shape[1])
     total = generator.integers(0, 1 << 16, size=(*shape, 4), dtype=np.uint16).sum(axis=-1, dtype=np.int64)
-    deviation = (4 / 12) ** 0.5 * (1 << 16)  # of the sum
-    return (mean + (total - 2 * ((1 << 16) - 1)) * (spread / deviation)).astype(np.float32)
+    deviation = math.sqrt(4 / 12) * (1 << 16)  # of the sum
+    centred = total - 2 * ((1 << 16) - 1)
+    values: np.ndarray = mean + centred * (spread / deviation)
+    return values.astype(np.float32)
 
 
 def _tokenizer(vocab_size: int) -> dict[str, object]:
     """A WordPiece tokenizer with the published one's special ids, normalisation and lengths."""
     names = {"[PAD]": 0, **{name: 100 + i for i, name in enumerate(_SPECIAL)}}
     flags = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    first, last = ({"SpecialToken": {"id": name, "type_id": 0}} for name in ("[CLS]", "[SEP]"))
-    sequences = [{"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB")]
     return {
         "version": "1.0",
         "truncation": {"max_length": SEQUENCE_LENGTH, "strategy": "LongestFirst", "stride": 0},
@@ -139,7 +144,7 @@ def _tokenizer(vocab_size: int) -> dict[str, object]:
             "strategy": {"Fixed": SEQUENCE_LENGTH},
             "direction": "Right",
             "pad_to_multiple_of": None,
-            "pad_id": 0,
+            "pad_id": names["[PAD]"],
             "pad_type_id": 0,
             "pad_token": "[PAD]",
         },
@@ -153,12 +158,9 @@ def _tokenizer(vocab_size: int) -> dict[str, object]:
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [first, sequences[0], last],
-            "pair": [first, sequences[0], last, sequences[1], {"SpecialToken": {"id": "[SEP]", "type_id": 1}}],
-            "special_tokens": {
-                name: {"id": name, "ids": [names[name]], "tokens": [name]} for name in ("[CLS]", "[SEP]")
-            },
+            "type": "BertProcessing",
+            "cls": ["[CLS]", names["[CLS]"]],
+            "sep": ["[SEP]", names["[SEP]"]],
         },
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
         "model": {
@@ -174,8 +176,8 @@ def _tokenizer(vocab_size: int) -> dict[str, object]:
 def _vocabulary() -> Iterator[str]:
     """Special tokens, then single characters, then pairs and triples of Latin letters."""
     letters = [*digits, *ascii_lowercase]
-    for first, last in _ALPHABETS:
-        letters += [chr(code) for code in range(ord(first), ord(last) + 1)]
+    for ends in _ALPHABETS:
+        letters += [chr(code) for code in range(ord(ends[0]), ord(ends[1]) + 1)]
     pieces = ("".join(p) for length in (2, 3) for p in product(ascii_lowercase, repeat=length))
     return chain(
         ["[PAD]", *(f"[unused{i}]" for i in range(99)), *_SPECIAL],

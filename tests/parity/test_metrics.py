@@ -13,7 +13,7 @@ from scipy.stats import pearsonr
 from transformers.audio_utils import mel_filter_bank
 
 from coreproof.errors import CoreproofError, MetricError
-from coreproof.parity import spectrum
+from coreproof.parity import metrics, spectrum
 from coreproof.parity.metrics import METRICS, measure
 
 RATE = 16000
@@ -57,7 +57,10 @@ def test_the_registry_names_every_metric_of_the_field() -> None:
         "rms_ratio", "finite_ratio", "log_spectral_distance_db", "log_mel_correlation",
         "token_mismatches", "first_mismatch",
     }  # fmt: skip
-    assert all(name == m.name == m.fn.__name__ and m.fn.__doc__ for name, m in METRICS.items())
+    for name, entry in METRICS.items():
+        assert name == entry.name
+        assert getattr(metrics, name) is entry.fn
+        assert entry.fn.__doc__
 
 
 REFERENCES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -129,6 +132,12 @@ ZEROS, ONES, RAMP = np.zeros(4), np.ones(4), np.arange(4.0)
         ("cosine", ONES, ONES, 1),
         ("pearson_correlation", ONES, RAMP, math.nan),
         ("pearson_correlation", RAMP, 0.1 * ONES, math.nan),
+        (
+            "pearson_correlation",
+            [0.1, 0.1, 0.1],
+            [0.1, 0.1, 0.1],
+            math.nan,
+        ),  # their mean rounds away from 0.1
         ("pearson_correlation", [1.0], [1.0], math.nan),
         ("log_spectral_distance_db", ZEROS, ZEROS, 0),
         ("log_spectral_distance_db", RAMP, RAMP, 0),

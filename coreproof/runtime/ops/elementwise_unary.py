@@ -89,15 +89,10 @@ def cast(x: Tensor, dtype: str) -> Tensor:
     if dtype in _FLOATS:
         return x.float()
     if dtype not in _INTEGERS:
-        raise UnsupportedOpError(
-            f"cast to {dtype!r} is not possible; MIL has {', '.join([*_FLOATS, *_INTEGERS])}"
-        )
-    if dtype == "uint16":
-        return x.int() & 0xFFFF
-    # By way of int64: torch's direct conversion from float to a narrow integer is undefined out of range.
-    return (
-        x.long().to(_INTEGERS[dtype]) if x.is_floating_point() and dtype != "bool" else x.to(_INTEGERS[dtype])
-    )
+        raise UnsupportedOpError(f"cast to {dtype!r}: expected one of {', '.join([*_FLOATS, *_INTEGERS])}")
+    if x.is_floating_point() and dtype != "bool":
+        x = x.long()  # from float directly to a narrow integer is undefined out of its range
+    return x.int() & 0xFFFF if dtype == "uint16" else x.to(_INTEGERS[dtype])
 
 
 _FLOATS = ("fp16", "fp32")

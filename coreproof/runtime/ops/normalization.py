@@ -1,6 +1,7 @@
 """Normalizations (coremltools 9.0 ops/defs/iOS15/normalization.py).
 
-From iOS 17 on the parameters may have another dtype than x (iOS17/normalization.py). Epsilon is added to the variance in fp32. Means and variances accumulate as ``num`` says.
+From iOS 17 on the parameters may have another dtype than x (iOS17/normalization.py). Epsilon is
+added to the variance in fp32. Means and variances accumulate as ``num`` says.
 """
 
 from __future__ import annotations

@@ -57,13 +57,7 @@ def reduce_log_sum_exp(
     top = torch.amax(x, dims, True)
     sums = torch.log(num.sum(torch.exp(x - top), dims, True)) + top
     sums = torch.where(torch.isinf(top), top, sums)
-    return (
-        sums if keep_dims else sums.reshape([s for d, s in enumerate(x.shape) if d not in _positive(dims, x)])
-    )
-
-
-def _positive(dims: Ints, x: Tensor) -> set[int]:
-    return {d % x.dim() for d in dims}
+    return sums if keep_dims else torch.squeeze(sums, dims)
 
 
 @op("reduce_max", moves=True)
@@ -78,7 +72,7 @@ def reduce_min(x: Tensor, axes: Ints | None = None, keep_dims: bool = False) -> 
 
 @op("reduce_prod")
 def reduce_prod(x: Tensor, axes: Ints | None = None, keep_dims: bool = False) -> Tensor:
-    dims = range(x.dim()) if axes is None else _positive(axes, x)
+    dims = range(x.dim()) if axes is None else {a % x.dim() for a in axes}
     for dim in sorted(dims, reverse=True):
         x = torch.prod(x, dim, keep_dims, dtype=x.dtype)
     return x

@@ -87,11 +87,10 @@ def one_hot(
 ) -> Tensor:
     """An index outside ``[0, one_hot_vector_size)`` gives ``off_value`` everywhere."""
     axis = axis + indices.dim() + 1 if axis < 0 else axis
-    place = torch.arange(one_hot_vector_size, device=indices.device).reshape(
-        -1, *[1] * (indices.dim() - axis)
-    )
+    places = torch.arange(one_hot_vector_size, device=indices.device)
+    places = places.reshape(-1, *[1] * (indices.dim() - axis))
     on, off = torch.tensor([on_value, off_value], dtype=_held(out), device=indices.device)
-    return torch.where(indices.unsqueeze(axis) == place, on, off)
+    return torch.where(indices.unsqueeze(axis) == places, on, off)
 
 
 @op("shape", moves=True)
@@ -181,7 +180,7 @@ def topk_ios16(
     sort: bool = True,
     return_indices: bool = True,
 ) -> tuple[Tensor, Tensor] | Tensor:
-    """Without ``sort`` any order is right; the results are sorted all the same (iOS16/tensor_operation.py)."""
+    """Without ``sort`` any order is right; they are sorted all the same (iOS16/tensor_operation.py)."""
     values, indices = topk(x, k, axis, ascending)
     return (values, indices) if return_indices else values
 

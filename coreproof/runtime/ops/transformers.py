@@ -24,11 +24,8 @@ def scaled_dot_product_attention(
     if not num.wide:
         scores = num.matmul(query, key.transpose(-1, -2)) / math.sqrt(query.shape[-1])
         if attn_mask is not None:
-            scores = (
-                scores.masked_fill(~attn_mask, -math.inf)
-                if attn_mask.dtype is torch.bool
-                else scores + attn_mask
-            )
+            boolean = attn_mask.dtype is torch.bool
+            scores = torch.where(attn_mask, scores, -math.inf) if boolean else scores + attn_mask
         return num.matmul(num.softmax(scores, -1), value)
     result = F.scaled_dot_product_attention(query, key, value, attn_mask)
     if attn_mask is None:

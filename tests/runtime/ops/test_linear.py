@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from oracle import assert_same, inferred, normal, ours, rng
+
+from coreproof.errors import UnsupportedOpError
+
+WEIGHT, BIAS = normal(6, 5, seed=1), normal(6, seed=2)
+
+
+@pytest.mark.parametrize("opset", ["ios15", "ios17"])
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_linear(shape: tuple[int, ...], biased: bool, opset: str) -> None:
+    arguments = {"x": normal(*shape), "weight": WEIGHT} | ({"bias": BIAS} if biased else {})
+    assert_same(ours("linear", opset, **arguments), inferred("linear", opset, **arguments))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "transpose_x", "transpose_y"),
+    [
+        ((4, 5), (5, 3), False, False),
+        ((5, 4), (5, 3), True, False),
+        ((4, 5), (3, 5), False, True),
+        ((2, 1, 5, 4), (3, 6, 5), True, True),
+        ((5,), (2, 5, 3), False, False),
+    ],
+)
+def test_matmul(x: tuple[int, ...], y: tuple[int, ...], transpose_x: bool, transpose_y: bool) -> None:
+    arguments = {
+        "x": normal(*x),
+        "y": normal(*y, seed=1),
+        "transpose_x": transpose_x,
+        "transpose_y": transpose_y,
+    }
+    assert_same(ours("matmul", **arguments), inferred("matmul", **arguments))
+
+
+def test_transposition_leaves_vectors_alone() -> None:
+    x, y = normal(5), normal(5, seed=1)
+    got = ours("matmul", x=x, y=y, transpose_x=True, transpose_y=True)
+    np.testing.assert_allclose(got, np.dot(x.astype(np.float64), y), rtol=1e-6)
+
+
+def test_integers() -> None:
+    x, y = (rng(s).integers(-9, 10, (4, 4)).astype(np.int32) for s in (0, 1))
+    assert_same(ours("matmul", x=x, y=y), inferred("matmul", x=x, y=y))
+    assert_same(ours("linear", x=x, weight=y), (x @ y.T).astype(np.int32))
+
+
+@pytest.mark.parametrize(
+    ("equation", "x", "y"),
+    [
+        ("nchw,nwhu->nchu", (2, 3, 4, 5), (2, 5, 4, 6)),
+        ("abcd,adce->abce", (1, 3, 4, 5), (2, 5, 1, 6)),
+        ("chw,whr->chr", (3, 4, 5), (5, 4, 6)),
+    ],
+)
+def test_einsum(equation: str, x: tuple[int, ...], y: tuple[int, ...]) -> None:
+    values = (normal(*x), normal(*y, seed=1))
+    assert_same(
+        ours("einsum", values=values, equation=equation), inferred("einsum", values=values, equation=equation)
+    )
+
+
+@pytest.mark.parametrize("equation", ["ij,jk->ik", "nchw,nwhu->ncuh", "nchw,nhwu->nchu", "nchw"])
+def test_other_equations(equation: str) -> None:
+    with pytest.raises(UnsupportedOpError, match="is not of the form"):
+        ours("einsum", values=(normal(1, 1, 1, 1), normal(1, 1, 1, 1)), equation=equation)

@@ -1,0 +1,164 @@
+"""The engine on programs written by hand: rounding, folding, freeing, hooks and refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from coreproof.errors import PackageError, UnsupportedOpError
+from coreproof.mil.program import Binding, Blob, Block, Function, Immediate, NamedType, Operation, Ref
+from coreproof.mil.types import DType, TensorType
+from coreproof.runtime.codegen import Compiled, compile_function
+
+STRING = TensorType(DType.STRING)
+
+
+def tensor(dtype: str, *shape: int) -> TensorType:
+    return TensorType(DType(dtype), shape)
+
+
+def const(name: str, array: np.ndarray, dtype: str) -> Operation:
+    kind = tensor(dtype, *array.shape)
+    return Operation("const", {}, (NamedType(name, kind),), {"val": Immediate(kind, array)})
+
+
+def weight(name: str, kind: TensorType, offset: int) -> Operation:
+    return Operation("const", {}, (NamedType(name, kind),), {"val": Blob(kind, "w", offset)})
+
+
+def op(kind: str, out: str, result: TensorType, **inputs: str | Sequence[str] | Immediate) -> Operation:
+    def bind(value: str | Immediate) -> Binding:
+        return Ref(value) if isinstance(value, str) else value
+
+    bound = {
+        k: tuple(map(bind, v)) if isinstance(v, list | tuple) else (bind(v),)  # type: ignore[arg-type]
+        for k, v in inputs.items()
+    }
+    return Operation(kind, bound, (NamedType(out, result),), {"name": Immediate(STRING, f"the_{out}")})
+
+
+def number(value: float, dtype: str = "fp32") -> Immediate:
+    return Immediate(tensor(dtype), np.array(value, tensor(dtype).dtype.numpy_name))
+
+
+def text(value: str) -> Immediate:
+    return Immediate(STRING, value)
+
+
+def function(inputs: dict[str, TensorType], operations: list[Operation], *outputs: str, opset: str = "CoreML7") -> Function:
+    return Function("main", tuple(NamedType(n, t) for n, t in inputs.items()), opset, Block((), outputs, tuple(operations)))
+
+
+def no_weights(blob: Blob) -> np.ndarray:
+    raise AssertionError(f"read {blob}")
+
+
+def run(compiled: Compiled, *inputs: torch.Tensor) -> torch.Tensor:
+    for lazy in compiled.lazy:
+        compiled.namespace[lazy.slot] = lazy.make()
+    (result,) = compiled.run(*inputs)
+    return result
+
+
+HALF = tensor("fp16", 3)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("fp32", 1.0 + 2**-11 + 2**-12), ("typed", 1.0009765625)])
+def test_typed_rounds_each_result_once_and_fp32_never(mode: str, expected: float) -> None:
+    made = op("add", "y", HALF, x="x", y=number(2**-11 + 2**-12))
+    result = run(compile_function(function({"x": HALF}, [made], "y"), no_weights, mode), torch.ones(3))
+    assert result.tolist() == [expected] * 3
+
+
+@pytest.mark.parametrize(("value", "expected"), [(65519.0, 65504.0), (65520.0, float("inf")), (-65520.0, float("-inf"))])
+def test_typed_overflows_where_fp16_does(value: float, expected: float) -> None:
+    made = op("add", "y", HALF, x="x", y=number(0.0))
+    result = run(compile_function(function({"x": HALF}, [made], "y"), no_weights, "typed"), torch.full((3,), value))
+    assert result.tolist() == [expected] * 3
+
+
+def test_fp32_results_are_not_rounded_in_typed_mode() -> None:
+    made = op("add", "y", tensor("fp32", 3), x="x", y=number(2**-20))
+    result = run(compile_function(function({"x": HALF}, [made], "y"), no_weights, "typed"), torch.ones(3))
+    assert result.tolist() == [1.0 + 2**-20] * 3
+
+
+def test_a_running_sum_is_rounded_only_in_fp16acc() -> None:
+    """1024 followed by 31 halves: fp16 has no number between 1024 and 1025, so each half is lost."""
+    axes = Immediate(tensor("int32", 1), np.array([1], np.int32))
+    keep = Immediate(tensor("bool"), np.array(False))
+    made = function(
+        {"x": tensor("fp16", 1, 32)}, [op("reduce_sum", "y", tensor("fp16", 1), x="x", axes=axes, keep_dims=keep)], "y"
+    )
+    x = torch.tensor([[1024.0, *[0.5] * 31]])
+    results = {m: run(compile_function(made, no_weights, m), x).item() for m in ("fp32", "typed", "fp16acc")}
+    assert results == {"fp32": 1039.5, "typed": 1040.0, "fp16acc": 1024.0}
+
+
+def test_weights_are_read_only_when_asked_and_folded_once() -> None:
+    reads = []
+
+    def read(blob: Blob) -> np.ndarray:
+        reads.append(blob.offset)
+        return np.arange(6, dtype=np.float16).reshape(2, 3)
+
+    kind = tensor("fp16", 2, 3)
+    made = [
+        weight("w", kind, 64),
+        op("transpose", "t", tensor("fp16", 3, 2), x="w", perm=Immediate(tensor("int32", 2), np.array([1, 0], np.int32))),
+        op("matmul", "y", tensor("fp16", 1, 2), x="x", y="t"),
+    ]
+    compiled = compile_function(function({"x": tensor("fp16", 1, 3)}, made, "y"), read, "typed")
+    assert reads == []
+    assert run(compiled, torch.ones(1, 3)).tolist() == [[3.0, 12.0]]
+    assert reads == [64]
+    assert "transpose" not in compiled.source
+
+
+def test_values_are_dropped_after_their_last_use() -> None:
+    made = [op("exp", "a", HALF, x="x"), op("tanh", "b", HALF, x="a"), op("add", "y", HALF, x="b", y="b")]
+    source = compile_function(function({"x": HALF}, made, "y"), no_weights, "fp32").source
+    assert source.count("del ") == 3
+    assert source.index("del i0") < source.index("tanh")
+
+
+def test_a_string_argument_that_looks_like_a_local_name_is_kept() -> None:
+    made = op("cast", "y", tensor("int32", 3), x="x", dtype=text("int32"))
+    assert run(compile_function(function({"x": HALF}, [made], "y"), no_weights, "typed"), torch.ones(3)).dtype == torch.int32
+
+
+def test_the_hook_sees_every_op_with_its_results() -> None:
+    seen = []
+    made = [op("exp", "a", HALF, x="x"), op("log", "y", HALF, x="a")]
+    compiled = compile_function(
+        function({"x": HALF}, made, "y"), no_weights, "fp32", hook=lambda o, r: seen.append((o.name, r[0].tolist()))
+    )
+    run(compiled, torch.zeros(3))
+    assert seen == [("the_a", [1.0] * 3), ("the_y", [0.0] * 3)]
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "message"),
+    [
+        (op("flux_capacitor", "y", HALF, x="x"), UnsupportedOpError, "op 'flux_capacitor' .*is not implemented"),
+        (op("add", "y", HALF, x="x", y="nowhere"), PackageError, "refers to 'nowhere', which nothing before it defines"),
+        (op("add", "y", HALF, x="x"), PackageError, "lacks its required argument 'y'"),
+        (op("exp", "y", HALF, x="x", colour="x"), UnsupportedOpError, "has no argument 'colour'; it takes x"),
+        (op("scaled_dot_product_attention", "y", HALF, query="x", key="x", value="x"), UnsupportedOpError, "exists from ios18 on"),
+    ],
+)
+def test_a_bad_program_is_refused_with_the_op_named(made: Operation, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        compile_function(function({"x": HALF}, [made], "y"), no_weights, "typed")
+    assert "the_y" in str(caught.value)
+    assert "ios17" in str(caught.value)
+
+
+def test_an_unknown_mode_and_opset_are_refused() -> None:
+    with pytest.raises(UnsupportedOpError, match="numeric mode 'fp8' does not exist; choose one of typed, fp32, fp16acc"):
+        compile_function(function({"x": HALF}, [], "x"), no_weights, "fp8")
+    with pytest.raises(UnsupportedOpError, match="opset 'CoreML99' is not known"):
+        compile_function(function({"x": HALF}, [], "x", opset="CoreML99"), no_weights, "fp32")
