@@ -96,8 +96,10 @@ def plain_export(folder: Path) -> dict[str, float]:
 
     def convert(package: Path) -> None:
         with torch.no_grad():
-            traced = torch.jit.trace(plain_module(), example_tensors())
-        inputs = [ct.TensorType(name, array.shape, array.dtype.type) for name, array in example_inputs().items()]
+            traced = torch.jit.trace(plain_module(), example_tensors(), check_trace=False)
+        inputs = [
+            ct.TensorType(name, array.shape, array.dtype.type) for name, array in example_inputs().items()
+        ]
         ct.convert(traced, inputs=inputs).save(str(package))
         for path in (package, *package.rglob("*")):
             descriptor = os.open(path, os.O_RDONLY)
@@ -191,27 +193,21 @@ def describe_machine(folder: Path) -> dict[str, str | int]:
     return {**machine(), **toolchain(), "onnxruntime": installed("onnxruntime") or "absent"}
 
 
-ARMS: Mapping[str, Callable[[Path], Mapping[str, float]]] = {
+ARMS: Mapping[str, Callable[[Path], Mapping[str, Any]]] = {
     "coreproof export": coreproof_export,
     "ct.convert + save": plain_export,
     "mil fp32": partial(mil, "fp32", "fp32"),
     "mil typed": partial(mil, "fp16", "typed"),
     "torch eager": torch_eager,
     "onnxruntime": onnxruntime,
+    # Run once, untimed.
+    "build": prepare_build,
+    "onnx model": prepare_onnx,
+    "machine": describe_machine,
 }
-# Untimed, and made once: which arms need what.
-PREPARATIONS: Mapping[str, tuple[Callable[[Path], Mapping[str, float]], tuple[str, ...]]] = {
-    "build": (prepare_build, ("mil fp32", "mil typed")),
-    "onnx model": (prepare_onnx, ("onnxruntime",)),
-}
-MACHINE = "machine"
-
-
-def main() -> None:
-    name, folder = sys.argv[1:]
-    works = {**ARMS, **{key: work for key, (work, _) in PREPARATIONS.items()}, MACHINE: describe_machine}
-    print(json.dumps(works[name](Path(folder))))
+NEEDS = {"mil fp32": "build", "mil typed": "build", "onnxruntime": "onnx model"}
 
 
 if __name__ == "__main__":
-    main()
+    arm, work_folder = sys.argv[1:]
+    print(json.dumps(ARMS[arm](Path(work_folder))))

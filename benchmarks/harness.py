@@ -72,10 +72,17 @@ def run_arm(command: Sequence[str], threads: int) -> Figures:
     except ValueError:
         raise ArmError(f"printed {said!r}, expected a JSON object of figures") from None
     # Linux counts the memory of the process that a child was forked from into the child's peak.
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if usage.ru_maxrss <= own:
-        raise ArmError(f"its peak memory cannot be told from that of the process that started it, {own}")
-    return {**figures, PEAK: usage.ru_maxrss * _MAXRSS_UNIT}
+    peak = usage.ru_maxrss * _MAXRSS_UNIT
+    if peak <= peak_bytes():
+        raise ArmError(
+            f"its peak memory, {peak} bytes, cannot be told from that of the process that started it"
+        )
+    return {**figures, PEAK: peak}
+
+
+def peak_bytes() -> int:
+    """The largest resident size that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
 
 
 def _last_line(output: bytes) -> str:
@@ -104,9 +111,7 @@ def measure(
     return samples, failures
 
 
-def ratios(
-    comparison: Comparison, samples: Mapping[str, Sequence[Figures]]
-) -> tuple[Ratio, Ratio | None]:
+def ratios(comparison: Comparison, samples: Mapping[str, Sequence[Figures]]) -> tuple[Ratio, Ratio | None]:
     """The ratios A/B of time and, where both sides name a figure for it, of memory."""
     a, b = comparison.a, comparison.b
     seconds = ratio([s[a.seconds] for s in samples[a.arm]], [s[b.seconds] for s in samples[b.arm]])

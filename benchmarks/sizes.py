@@ -17,7 +17,9 @@ def main() -> None:
             lines = {p.name: len(p.read_text(encoding="utf-8").splitlines()) for p in folder.glob("*.py")}
             longest = max(lines, key=lambda name: lines[name])
             total += sum(lines.values())
-            rows.append((folder.relative_to(ROOT), len(lines), sum(lines.values()), f"{longest} ({lines[longest]})"))
+            rows.append(
+                (folder.relative_to(ROOT), len(lines), sum(lines.values()), f"{longest} ({lines[longest]})")
+            )
     table(("folder", "files>", "lines>", "longest"), [*rows, ("total", "", total, "")])
 
 

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from coreproof.runtime.state import State
 
 # torch takes a second to import, so these are resolved on first use.
-_LAZY = {"load": "coreproof.runtime.model", "Model": "coreproof.runtime.model", "State": "coreproof.runtime.state"}
+_LAZY = {
+    "load": "coreproof.runtime.model",
+    "Model": "coreproof.runtime.model",
+    "State": "coreproof.runtime.state",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -47,7 +47,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays in a ``.npz`` file, by name. Raises InputError."""
     stored = _load(path)
     if isinstance(stored, np.ndarray):
-        raise InputError(f"{path}: holds one array without a name; save it with numpy.savez(path, NAME=array)")
+        raise InputError(
+            f"{path}: holds one array without a name; save it with numpy.savez(path, NAME=array)"
+        )
     with stored:
         try:
             return {name: stored[name] for name in stored.files}

@@ -78,7 +78,9 @@ def find(model: str) -> ModelParts:
     folder = Path(model)
     if (folder / "recipe.py").is_file():
         package = _folder_package(folder.resolve())
-        return ModelParts(folder.resolve().name, package, f"{package}.suite", folder / "gates.toml", (folder / "fixtures",))
+        return ModelParts(
+            folder.resolve().name, package, f"{package}.suite", folder / "gates.toml", (folder / "fixtures",)
+        )
     looks_like_path = "/" in model or folder.exists()
     wrong = f"{model}: no recipe.py in that folder" if looks_like_path else f"no model named {model!r}"
     raise UsageError(f"{wrong}; give one of {', '.join(shipped())}, or a folder with a recipe.py")
@@ -102,7 +104,9 @@ def _import(module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name == module:
             raise UsageError(f"the model has no {module.rpartition('.')[2]}.py") from None
-        raise UsageError(f"{module.rpartition('.')[2]}.py needs the Python package {error.name!r}; install it") from None
+        raise UsageError(
+            f"{module.rpartition('.')[2]}.py needs the Python package {error.name!r}; install it"
+        ) from None
 
 
 def _attribute(module: str, name: str, kind: type[T]) -> T:

@@ -18,15 +18,19 @@ from coreproof.parity.suite import Arrays, Case, Outcome
 from coreproof.validate import Report, run_case
 
 
-def compare(package: Path, reference: Path, gates: Path, mode: str, backend: str, report: Report) -> Judgement:
+def compare(
+    package: Path, reference: Path, gates: Path, mode: str, backend: str, report: Report
+) -> Judgement:
     """Run ``package`` on the reference's inputs and judge its outputs.
 
     The ``.npz`` holds ``input/NAME`` and ``expected/NAME`` arrays: of the contract's shapes for one
-    case, or all with one more leading axis for several.
+    case, or all with one more leading axis for several. An optional number ``sample_rate`` in Hz
+    makes the audio metrics apply. The gate file needs only ``[[gate]]`` tables without stage and
+    variant.
 
     Raises InputError when the arrays do not fit the contract, GateError for a bad gate file.
     """
-    rules = load_gates(gates)
+    rules = load_gates(gates, stages=(), variants=())
     opened = open_package(package)
     contract = read_contract(opened.spec, default_function(opened.spec))
     runner = create(backend)
@@ -47,16 +51,19 @@ def split_cases(arrays: Arrays, contract: Contract, stage: str) -> Sequence[Case
     missing = [f.name for f in contract.inputs if f.name not in inputs]
     if missing or not expected:
         wanted = ", ".join(f"input/{f.name}" for f in contract.inputs)
-        raise InputError(f"the reference needs {wanted} and at least one expected/NAME; it has {', '.join(arrays) or 'nothing'}")
+        raise InputError(
+            f"the reference needs {wanted} and at least one expected/NAME; it has {', '.join(arrays) or 'nothing'}"
+        )
+    rate = int(arrays["sample_rate"]) if "sample_rate" in arrays else None
     first = contract.inputs[0]
     several = inputs[first.name].ndim == len(first.shape) + 1
     if not several:
-        return [Case("case", stage, [inputs], expected)]
+        return [Case("case", stage, [inputs], expected, rate)]
     counts = {name: len(array) for name, array in {**inputs, **expected}.items() if array.ndim}
     if len(set(counts.values())) != 1 or len(counts) != len(inputs) + len(expected):
         raise InputError(f"the reference's arrays hold different numbers of cases: {counts}")
     number = counts[first.name]
-    return [Case(f"case {i}", stage, [_at(inputs, i)], _at(expected, i)) for i in range(number)]
+    return [Case(f"case {i}", stage, [_at(inputs, i)], _at(expected, i), rate) for i in range(number)]
 
 
 def _at(arrays: dict[str, np.ndarray], index: int) -> dict[str, np.ndarray]:

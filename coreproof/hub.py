@@ -20,11 +20,13 @@ def fetch_checkpoint(recipe: Recipe) -> Path:
     if pinned is None:
         raise CheckpointError(f"{recipe.name} has no published checkpoint; pass --checkpoint DIR_OR_FILE")
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     try:
-        paths = {name: Path(hf_hub_download(pinned.repo, name, revision=pinned.revision)) for name in pinned.files}
+        paths = {
+            name: Path(hf_hub_download(pinned.repo, name, revision=pinned.revision)) for name in pinned.files
+        }
     except Exception as error:  # the client raises a different type for every way of being offline
         raise CheckpointError(_by_hand(recipe.name, pinned, type(error).__name__)) from None
     for name, path in paths.items():

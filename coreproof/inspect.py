@@ -77,7 +77,14 @@ def _weights(package: Package) -> dict[str, Any]:
         assert isinstance(blob.type, TensorType)
         count = blob.type.size or 0
         nbytes = (count * blob.type.dtype.bits + 7) // 8
-        listed.append({"name": name, "dtype": blob.type.dtype.value, "shape": list(blob.type.shape or ()), "bytes": nbytes})
+        listed.append(
+            {
+                "name": name,
+                "dtype": blob.type.dtype.value,
+                "shape": list(blob.type.shape or ()),
+                "bytes": nbytes,
+            }
+        )
         total = totals.setdefault(blob.type.dtype, [0, 0])
         total[0] += 1
         total[1] += nbytes

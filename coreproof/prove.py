@@ -67,7 +67,12 @@ def prove(build: Path, parts: ModelParts, checkpoint: Path | None, report: Repor
 
 
 def _plant(
-    control: Control, copy: Path, record: PackageRecord, parts: ModelParts, checkpoint: Path | None, report: Report
+    control: Control,
+    copy: Path,
+    record: PackageRecord,
+    parts: ModelParts,
+    checkpoint: Path | None,
+    report: Report,
 ) -> None:
     package = copy / record.package
     if control.package is not None:

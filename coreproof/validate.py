@@ -27,6 +27,7 @@ from coreproof.parity.suite import Case, Outcome, Suite
 
 Report = Callable[[str, int, int], None]
 
+
 @dataclass(frozen=True, slots=True)
 class PackageResult:
     """One package, judged. ``mode`` is None where the backend has no numeric modes."""
@@ -81,12 +82,19 @@ def validate(
     manifest = load_manifest(build)
     check_files(build, manifest)
     suite = parts.suite()
-    gates = load_gates(parts.gates, controls=[c.name for c in suite.controls])
     loaded = _checkpoint(parts, checkpoint, manifest)
     reference = _fixture(parts, manifest, checkpoint, fixture, report)
-    verdicts = tuple(judge_excitations(suite.excitations(reference.arrays), gates))
     cases = tuple(suite.cases(reference.arrays))
-    results = [_package(build, r, backend, parts, loaded, suite, cases, gates, report) for r in manifest.packages]
+    gates = load_gates(
+        parts.gates,
+        controls=[c.name for c in suite.controls],
+        stages={c.stage for c in cases},
+        variants=parts.recipe().variants,
+    )
+    verdicts = tuple(judge_excitations(suite.excitations(reference.arrays), gates))
+    results = [
+        _package(build, r, backend, parts, loaded, suite, cases, gates, report) for r in manifest.packages
+    ]
     return Validation(manifest, reference, backend, verdicts, tuple(results))
 
 
@@ -119,7 +127,9 @@ def _fixture(
             f"coreproof reference {manifest.model} --checkpoint CHECKPOINT -o {parts.fixtures[0]}"
         )
     report("running the official implementation", 0, 1)
-    return load(save(parts.compute_reference()(checkpoint), manifest.model, digest, cache), manifest.model, digest)
+    return load(
+        save(parts.compute_reference()(checkpoint), manifest.model, digest, cache), manifest.model, digest
+    )
 
 
 def _package(

@@ -38,7 +38,9 @@ def verify(build: Path, parts: ModelParts, path: Path, scratch: Path, report: Re
             raise JudgedBadError(f"{name} differs from its re-export{_why(manifest)}")
     for mine, theirs in zip(_records(manifest), _records(remade), strict=True):
         if mine != theirs:
-            raise JudgedBadError(f"coreproof.json describes {mine.package} otherwise than its re-export{_why(manifest)}")
+            raise JudgedBadError(
+                f"coreproof.json describes {mine.package} otherwise than its re-export{_why(manifest)}"
+            )
     if manifest.to_bytes() != remade.to_bytes():
         raise JudgedBadError(f"coreproof.json differs from its re-export{_why(manifest)}")
     return manifest
@@ -50,5 +52,7 @@ def _records(manifest: Manifest) -> list[PackageRecord]:
 
 def _why(manifest: Manifest) -> str:
     here = toolchain()
-    other = [f"{n} {v} (here {here.get(n)})" for n, v in sorted(manifest.toolchain.items()) if here.get(n) != v]
+    other = [
+        f"{n} {v} (here {here.get(n)})" for n, v in sorted(manifest.toolchain.items()) if here.get(n) != v
+    ]
     return f"; the build was made with {', '.join(other)}" if other else "; the toolchain is the same"

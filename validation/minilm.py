@@ -66,7 +66,8 @@ def _nearest(embeddings: Sequence[np.ndarray]) -> np.ndarray:
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     similarity: np.ndarray = rows @ rows.T
     np.fill_diagonal(similarity, -np.inf)
-    return similarity.argmax(axis=1)
+    nearest: np.ndarray = similarity.argmax(axis=1)
+    return nearest
 
 
 def _ignore_mask(stage: Stage, _: Checkpoint) -> Stage:

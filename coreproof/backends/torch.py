@@ -31,7 +31,9 @@ class Runner:
         self._stage = target.stage
         self._module = target.stage.module(target.checkpoint).eval()
 
-    def predict(self, inputs: Mapping[str, np.ndarray], state: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
+    def predict(
+        self, inputs: Mapping[str, np.ndarray], state: dict[str, Any] | None = None
+    ) -> dict[str, np.ndarray]:
         import torch
 
         stage = self._loaded()

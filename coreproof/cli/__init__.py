@@ -6,6 +6,7 @@ Exit status: 0 good, 1 judged bad (a gate failed, bytes differ), 2 wrong use or 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -33,18 +34,22 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     global _debug
     _debug = debug
 
 
-for command in (build.export, build.synth, build.reference, build.verify):
-    app.command(rich_help_panel="Make and re-make")(command)
-for command in (judge.validate, judge.compare, judge.models):
-    app.command(rich_help_panel="Judge")(command)
-for command in (look.run, look.inspect, look.backends):
-    app.command(rich_help_panel="Run and look")(command)
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Make and re-make": (build.export, build.synth, build.reference, build.verify),
+    "Judge": (judge.validate, judge.compare, judge.models),
+    "Run and look": (look.run, look.inspect, look.backends),
+}
+for _panel, _commands in _PANELS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
 
 
 def main() -> None:

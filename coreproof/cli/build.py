@@ -13,7 +13,9 @@ from coreproof.cli.console import out, print_json, progress, size, table
 Model = Annotated[str, typer.Argument(help="A shipped model's name, or a recipe folder.")]
 CheckpointOption = Annotated[
     Path | None,
-    typer.Option("--checkpoint", "-c", help="Checkpoint folder or file. Default: the pinned Hugging Face revision."),
+    typer.Option(
+        "--checkpoint", "-c", help="Checkpoint folder or file. Default: the pinned Hugging Face revision."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
@@ -23,7 +25,9 @@ def export(
     checkpoint: CheckpointOption = None,
     variant: Annotated[list[str] | None, typer.Option(help="Only this variant; repeatable.")] = None,
     stage: Annotated[list[str] | None, typer.Option(help="Only this stage; repeatable.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Build folder. Default: build/MODEL.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Build folder. Default: build/MODEL.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint into Core ML packages, the same bytes every time."""
@@ -47,17 +51,28 @@ def export(
     for record in manifest.packages:
         files = manifest.package_files(record.package)
         rows.append(
-            (record.package, record.precision.compute, size(sum(f.size for f in files)), manifest.package_digest(record.package))
+            (
+                record.package,
+                record.precision.compute,
+                size(sum(f.size for f in files)),
+                manifest.package_digest(record.package),
+            )
         )
     table(("package", "precision", "size>", "sha256 of its files"), rows)
-    out.print(f"{manifest.checkpoint.kind} checkpoint {manifest.checkpoint.sha256[:12]} -> {build}/coreproof.json")
+    out.print(
+        f"{manifest.checkpoint.kind} checkpoint {manifest.checkpoint.sha256[:12]} -> {build}/coreproof.json"
+    )
 
 
 def synth(
     model: Model,
-    size_: Annotated[str, typer.Option("--size", help="small (for tests) or full (published shapes).")] = "small",
+    size_: Annotated[
+        str, typer.Option("--size", help="small (for tests) or full (published shapes).")
+    ] = "small",
     seed: Annotated[int, typer.Option(help="Seed of numpy's Generator.", min=0)] = 0,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder. Default: checkpoints/MODEL-SIZE-SEED.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder. Default: checkpoints/MODEL-SIZE-SEED.")
+    ] = None,
 ) -> None:
     """Write a synthetic checkpoint with the published file names, keys and shapes."""
     from coreproof import catalog
@@ -68,7 +83,10 @@ def synth(
         raise UsageError(f"--size {size_}: choose small or full")
     parts = catalog.find(model)
     folder = output or Path("checkpoints") / f"{parts.name}-{size_}-{seed}"
-    with progress() as report, atomic_directory(folder, replace=lambda old: (old / "synth.json").is_file()) as temporary:
+    with (
+        progress() as report,
+        atomic_directory(folder, replace=lambda old: (old / "synth.json").is_file()) as temporary,
+    ):
         report(f"{parts.name}: drawing weights", 0, 1)
         parts.recipe().synth(temporary, size_, seed)
     out.print(f"synthetic {parts.name} checkpoint, {size_}, seed {seed} -> {folder}")
@@ -98,7 +116,9 @@ def reference(
 def verify(
     build: Annotated[Path, typer.Argument(help="A build folder with coreproof.json.")],
     checkpoint: CheckpointOption = None,
-    model: Annotated[str | None, typer.Option(help="Recipe folder, when the model is not a shipped one.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Recipe folder, when the model is not a shipped one.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Re-export a build from its checkpoint and compare every byte."""
@@ -114,4 +134,6 @@ def verify(
     if as_json:
         print_json({"verdict": "pass", "files": len(manifest.files)})
     else:
-        out.print(f"[green]identical[/]: all {len(manifest.files)} files of {build} re-exported byte for byte")
+        out.print(
+            f"[green]identical[/]: all {len(manifest.files)} files of {build} re-exported byte for byte"
+        )

@@ -37,7 +37,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
     """Print rows; a column whose name ends in ``>`` is right-aligned."""
     view = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
-        view.add_column(column.removesuffix(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
+        view.add_column(
+            column.removesuffix(">"), justify="right" if column.endswith(">") else "left", overflow="fold"
+        )
     for row in rows:
         view.add_row(*(str(cell) for cell in row))
     out.print(view)
@@ -49,8 +51,12 @@ def print_json(value: Any) -> None:
 
 
 def number(value: float | str) -> str:
-    """Four significant digits, as a person reads them."""
-    return value if isinstance(value, str) else f"{value:.4g}"
+    """Four significant digits, as a person reads them; close to 1 the distance from it counts."""
+    if isinstance(value, str):
+        return value
+    if 0 < 1 - value < 1e-3:
+        return f"1 - {1 - value:.2g}"
+    return f"{value:.4g}"
 
 
 def size(count: int) -> str:

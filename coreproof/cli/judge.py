@@ -19,17 +19,25 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option("--checkpoint", "-c", help="The build's checkpoint, where no reference of it is recorded."),
 ]
-BackendName = Annotated[str, typer.Option("--backend", "-b", help="mil, torch or coreml; see `coreproof backends`.")]
+BackendName = Annotated[
+    str, typer.Option("--backend", "-b", help="mil, torch or coreml; see `coreproof backends`.")
+]
 
 
 def validate(
     build: Annotated[Path, typer.Argument(help="A build folder with coreproof.json.")],
     checkpoint: Checkpoint = None,
     backend: BackendName = "mil",
-    fixture: Annotated[Path | None, typer.Option(help="Use this fixture folder instead of searching.")] = None,
-    model: Annotated[str | None, typer.Option(help="Recipe folder, when the model is not a shipped one.")] = None,
+    fixture: Annotated[
+        Path | None, typer.Option(help="Use this fixture folder instead of searching.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Recipe folder, when the model is not a shipped one.")
+    ] = None,
     record: Annotated[bool, typer.Option("--record", help="Also write the receipt into receipts/.")] = False,
-    controls: Annotated[bool, typer.Option("--controls", help="Instead, plant each defect and show that its gates catch it.")] = False,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Instead, plant each defect and show that its gates catch it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a build's packages and judge them against the official implementation."""
@@ -60,7 +68,9 @@ def validate(
 
 def compare(
     package: Annotated[Path, typer.Argument(help="Any .mlpackage, whoever made it.")],
-    reference: Annotated[Path, typer.Option("--reference", "-r", help=".npz with input/NAME and expected/NAME arrays.")],
+    reference: Annotated[
+        Path, typer.Option("--reference", "-r", help=".npz with input/NAME and expected/NAME arrays.")
+    ],
     gates: Annotated[Path, typer.Option("--gates", "-g", help="Gate file (TOML).")],
     mode: Annotated[str, typer.Option(help="Numeric mode: typed, fp32 or fp16acc.")] = "typed",
     backend: BackendName = "mil",
@@ -81,7 +91,9 @@ def compare(
 def models(
     receipts: Annotated[Path, typer.Option(help="Folder of recorded receipts.")] = Path("receipts"),
     page: Annotated[Path, typer.Option(help="The page to write or check.")] = Path("MODELS.md"),
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 when the page is stale.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 1 when the page is stale.")
+    ] = False,
 ) -> None:
     """Write MODELS.md from recorded receipts."""
     from coreproof.atomic import atomic_file
@@ -108,7 +120,9 @@ def _show(result: Validation) -> None:
         _verdicts(title, package.judgement.verdicts, package.judgement.problems)
     passed = sum(p.judgement.passed for p in result.packages)
     colour = "green" if result.passed else "red"
-    out.print(f"[bold {colour}]{'pass' if result.passed else 'FAIL'}[/]: {passed} of {len(result.packages)} packages")
+    out.print(
+        f"[bold {colour}]{'pass' if result.passed else 'FAIL'}[/]: {passed} of {len(result.packages)} packages"
+    )
 
 
 def _verdicts(title: str, verdicts: Any, problems: Any) -> None:
@@ -120,7 +134,11 @@ def _verdicts(title: str, verdicts: Any, problems: Any) -> None:
 def _row(verdict: Verdict) -> tuple[str, ...]:
     what = f"{verdict.name} {verdict.metric}" if verdict.metric else verdict.name
     value = "not measured" if verdict.value is None else number(verdict.value)
-    bound = "no gate" if verdict.bound is None else f"{'>=' if verdict.side == 'min' else '<='} {number(verdict.bound)}"
+    bound = (
+        "no gate"
+        if verdict.bound is None
+        else f"{'>=' if verdict.side == 'min' else '<='} {number(verdict.bound)}"
+    )
     return (what, value, bound, verdict.case or "", "[green]pass[/]" if verdict.passed else "[red]FAIL[/]")
 
 
@@ -129,6 +147,9 @@ def _show_proofs(proofs: list[Proof], as_json: bool) -> None:
         print_json([p.to_json() for p in proofs])
         return
     rows = [
-        (p.gate, p.package, p.control, p.value, p.bound, "[green]caught[/]" if p.caught else "[red]MISSED[/]") for p in proofs
+        (p.gate, p.package, p.control, p.value, p.bound, "[green]caught[/]" if p.caught else "[red]MISSED[/]")
+        for p in proofs
     ]
-    table(("gate", "package", "planted defect", "worst>", "bound>", "verdict"), rows, title="do the gates bite?")
+    table(
+        ("gate", "package", "planted defect", "worst>", "bound>", "verdict"), rows, title="do the gates bite?"
+    )

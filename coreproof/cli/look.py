@@ -15,9 +15,13 @@ def run(
     package: Annotated[Path, typer.Argument(help="An .mlpackage.")],
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", "-i", help="NAME=FILE.npy, or a FILE.npz or FILE.json that holds several; repeatable."),
+        typer.Option(
+            "--input", "-i", help="NAME=FILE.npy, or a FILE.npz or FILE.json that holds several; repeatable."
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz.")
+    ] = None,
     mode: Annotated[str, typer.Option(help="Numeric mode: typed, fp32 or fp16acc.")] = "typed",
     function: Annotated[str | None, typer.Option(help="Function of a multifunction package.")] = None,
     as_json: Json = False,
@@ -33,11 +37,22 @@ def run(
         write_npz(output, results)
     summaries = {name: summary(array) for name, array in results.items()}
     if as_json:
-        values = {n: {**s, "values": a.tolist()} if a.size <= 1024 else s for (n, s), a in zip(summaries.items(), results.values(), strict=True)}
+        values = {
+            n: {**s, "values": a.tolist()} if a.size <= 1024 else s
+            for (n, s), a in zip(summaries.items(), results.values(), strict=True)
+        }
         print_json(values)
         return
     rows = [
-        (name, s["dtype"], s["shape"], number(s["min"]), number(s["max"]), number(s["mean"]), number(s["finite_ratio"]))
+        (
+            name,
+            s["dtype"],
+            s["shape"],
+            number(s["min"]),
+            number(s["max"]),
+            number(s["mean"]),
+            number(s["finite_ratio"]),
+        )
         for name, s in summaries.items()
     ]
     table(("output", "dtype", "shape", "min>", "max>", "mean>", "finite_ratio>"), rows)
@@ -46,7 +61,9 @@ def run(
 
 
 def inspect(
-    package: Annotated[Path, typer.Argument(help="An .mlpackage or a bare ML-program .mlmodel, whoever made it.")],
+    package: Annotated[
+        Path, typer.Argument(help="An .mlpackage or a bare ML-program .mlmodel, whoever made it.")
+    ],
     weights: Annotated[bool, typer.Option("--weights", help="List every weight.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -57,14 +74,29 @@ def inspect(
     if as_json:
         print_json(seen)
         return
-    out.print(f"[bold]{package.name}[/]: specification version {seen['specification_version']}, {size(seen['bytes'])} on disk")
+    out.print(
+        f"[bold]{package.name}[/]: specification version {seen['specification_version']}, {size(seen['bytes'])} on disk"
+    )
     for name, function in seen["functions"].items():
-        features = [(kind, f["name"], f["dtype"] or f["kind"], f["shape"]) for kind in ("inputs", "outputs", "states") for f in function[kind]]
-        table(("feature", "name", "dtype", "shape"), [(k.removesuffix("s"), *f) for k, *f in features], title=f"function {name} ({function['opset']})")
-        rows = [
-            (family, sum(ops.values()), ", ".join(f"{n} {op}" for op, n in ops.items())) for family, ops in function["ops"].items()
+        features = [
+            (kind, f["name"], f["dtype"] or f["kind"], f["shape"])
+            for kind in ("inputs", "outputs", "states")
+            for f in function[kind]
         ]
-        table(("family", "ops>", "which"), rows, title=f"{function['op_count']} ops, highest rank {function['highest_rank']}")
+        table(
+            ("feature", "name", "dtype", "shape"),
+            [(k.removesuffix("s"), *f) for k, *f in features],
+            title=f"function {name} ({function['opset']})",
+        )
+        rows = [
+            (family, sum(ops.values()), ", ".join(f"{n} {op}" for op, n in ops.items()))
+            for family, ops in function["ops"].items()
+        ]
+        table(
+            ("family", "ops>", "which"),
+            rows,
+            title=f"{function['op_count']} ops, highest rank {function['highest_rank']}",
+        )
         table(("result dtype", "ops>"), list(function["dtypes"].items()))
     kinds = [(dtype, w["count"], size(w["bytes"])) for dtype, w in seen["weights"]["by_dtype"].items()]
     table(("weight dtype", "weights>", "size>"), kinds)
@@ -82,4 +114,7 @@ def backends(as_json: Json = False) -> None:
     if as_json:
         print_json(found)
     else:
-        table(("backend", "here"), [(name, "yes" if reason is None else f"no: {reason}") for name, reason in found.items()])
+        table(
+            ("backend", "here"),
+            [(name, "yes" if reason is None else f"no: {reason}") for name, reason in found.items()],
+        )

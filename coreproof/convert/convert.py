@@ -42,7 +42,9 @@ def convert_stage(stage: Stage, checkpoint: Checkpoint, destination: Path, repor
                 skip_model_load=True,
             )
         except (ValueError, TypeError, NotImplementedError, RuntimeError, AssertionError, KeyError) as error:
-            raise ConversionError(f"stage {stage.name!r}: coremltools could not convert it: {error}") from error
+            raise ConversionError(
+                f"stage {stage.name!r}: coremltools could not convert it: {error}"
+            ) from error
     report("writing", 0, 1)
     _describe(model._spec, stage)
     source = open_package(Path(model.package_path))
@@ -74,14 +76,19 @@ def _dtype(stage: Stage, feature: TensorSpec) -> Any:
 def _states(ct: Any, stage: Stage) -> Any:
     if not stage.states:
         return None
-    return [ct.StateType(ct.TensorType(shape=s.shape, dtype=np.dtype(NUMPY[s.dtype]).type), name=s.name) for s in stage.states]
+    return [
+        ct.StateType(ct.TensorType(shape=s.shape, dtype=np.dtype(NUMPY[s.dtype]).type), name=s.name)
+        for s in stage.states
+    ]
 
 
 def _target(ct: Any, stage: Stage) -> Any:
     try:
         return getattr(ct.target, stage.target)
     except AttributeError:
-        raise ConversionError(f"stage {stage.name!r}: coremltools has no deployment target {stage.target!r}") from None
+        raise ConversionError(
+            f"stage {stage.name!r}: coremltools has no deployment target {stage.target!r}"
+        ) from None
 
 
 def _precision(ct: Any, precision: Precision) -> Any:
@@ -97,7 +104,12 @@ def _precision(ct: Any, precision: Precision) -> Any:
 
 def _describe(spec: Any, stage: Stage) -> None:
     """Put the Stage's metadata into the spec: Core ML's four own fields, then user-defined ones."""
-    own = {"author": "author", "license": "license", "version": "versionString", "description": "shortDescription"}
+    own = {
+        "author": "author",
+        "license": "license",
+        "version": "versionString",
+        "description": "shortDescription",
+    }
     for key, value in stage.metadata.items():
         if key in own:
             setattr(spec.description.metadata, own[key], value)
@@ -115,7 +127,9 @@ def _check_contract(stage: Stage, package: Package) -> None:
         asked = {w.name: (tuple(w.shape), NUMPY[w.dtype]) for w in wanted}
         made = {f.name: _signature(f) for f in found}
         if asked != made:
-            raise ConversionError(f"stage {stage.name!r}: the package's {kind} are {made}, the Stage asks for {asked}")
+            raise ConversionError(
+                f"stage {stage.name!r}: the package's {kind} are {made}, the Stage asks for {asked}"
+            )
 
 
 def _signature(feature: Feature) -> tuple[tuple[int, ...], str | None]:

@@ -28,7 +28,9 @@ from coreproof.package.reader import Package
 from coreproof.toolchain import toolchain
 
 
-def select(recipe: Recipe, checkpoint: Checkpoint, variants: Sequence[str], stages: Sequence[str]) -> list[tuple[str, Stage]]:
+def select(
+    recipe: Recipe, checkpoint: Checkpoint, variants: Sequence[str], stages: Sequence[str]
+) -> list[tuple[str, Stage]]:
     """(variant, Stage) pairs to export; no variants or stages given means all of them.
 
     Raises UsageError for a name the recipe does not have.
@@ -45,7 +47,12 @@ def select(recipe: Recipe, checkpoint: Checkpoint, variants: Sequence[str], stag
 
 
 def export(
-    recipe: Recipe, path: Path, checkpoint: Checkpoint, pairs: Sequence[tuple[str, Stage]], build: Path, report: Report
+    recipe: Recipe,
+    path: Path,
+    checkpoint: Checkpoint,
+    pairs: Sequence[tuple[str, Stage]],
+    build: Path,
+    report: Report,
 ) -> Manifest:
     """Export ``pairs`` into the folder ``build``, which appears whole or not at all.
 
@@ -53,7 +60,9 @@ def export(
     same checkpoint, Stages and toolchain give the same bytes in every file.
     """
     if build.exists() and not is_replaceable(build):
-        raise UsageError(f"{build} exists and is not a coreproof build (no {MANIFEST}); choose another folder")
+        raise UsageError(
+            f"{build} exists and is not a coreproof build (no {MANIFEST}); choose another folder"
+        )
     with atomic_directory(build, replace=is_replaceable) as folder:
         records = [_one(variant, stage, checkpoint, folder, report) for variant, stage in pairs]
         source = path if path.is_dir() else path.parent
@@ -94,7 +103,9 @@ def _one(variant: str, stage: Stage, checkpoint: Checkpoint, folder: Path, repor
         stage=stage.name,
         variant=variant,
         contract=ContractRecord(stage.inputs, stage.outputs, _as_tensors(stage.states)),
-        precision=PrecisionRecord(stage.precision.compute, _kept_fp32(stage, package), stage.precision.reason),
+        precision=PrecisionRecord(
+            stage.precision.compute, _kept_fp32(stage, package), stage.precision.reason
+        ),
         target=stage.target,
         compute_units=stage.compute_units,
         weights=weight_records(stage, checkpoint, package),

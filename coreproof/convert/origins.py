@@ -37,7 +37,9 @@ def weight_records(stage: Stage, checkpoint: Checkpoint, package: Package) -> tu
         if names:
             origins = [checkpoint.origins[n] for n in names]
             keys = tuple(dict.fromkeys(k for o in origins for k in o.keys))
-            transform = "; ".join([t for t in (origins[0].transform, *steps) if t != "identity"]) or "identity"
+            transform = (
+                "; ".join([t for t in (origins[0].transform, *steps) if t != "identity"]) or "identity"
+            )
         elif any(fnmatchcase(name, pattern) for pattern in stage.constants):
             keys, transform = (), "constant of the stage"
         else:
@@ -46,8 +48,9 @@ def weight_records(stage: Stage, checkpoint: Checkpoint, package: Package) -> tu
         records.append(package.weights.record(name, blob, keys, transform))
     if unexplained:
         raise ConversionError(
-            f"stage {stage.name!r}: no checkpoint tensor explains {len(unexplained)} weights ({', '.join(unexplained[:5])}); "
-            "a graph pass may have folded them: fold in checkpoint.py with an Origin, or list a true constant in Stage.constants"
+            f"stage {stage.name!r}: no checkpoint tensor explains {len(unexplained)} weights "
+            f"({', '.join(unexplained[:5])}); a graph pass may have folded them: fold in checkpoint.py with an "
+            "Origin, or list a true constant in Stage.constants"
         )
     return tuple(records)
 
@@ -58,7 +61,10 @@ def blobs(program: Program) -> Iterator[tuple[str, Blob]]:
     found: dict[tuple[str, int], tuple[str, Blob]] = {}
     for _, function in sorted(program.functions.items()):
         for operation in function.block.walk():
-            values = [*operation.attributes.items(), *((n, b) for n, bs in operation.inputs.items() for b in bs)]
+            values = [
+                *operation.attributes.items(),
+                *((n, b) for n, bs in operation.inputs.items() for b in bs),
+            ]
             for argument, value in values:
                 if isinstance(value, Blob):
                     output = operation.outputs[0].name

@@ -14,7 +14,12 @@ from coreproof.errors import ConversionError
 
 # Said at every import off a Mac, or for every torch newer than the release coremltools was tested
 # with. Neither says anything about the conversion at hand.
-_NOISE = ("Failed to load _ML", "Failed to load '_ML", "has not been tested with coremltools", "Disabling scikit-learn conversion API")
+_NOISE = (
+    "Failed to load _ML",
+    "Failed to load '_ML",
+    "has not been tested with coremltools",
+    "Disabling scikit-learn conversion API",
+)
 # A range analysis of its passes casts int32 limits to fp16; no value of the program is touched.
 _RANGES = r"coremltools\.converters\.mil\.mil\.passes\.defs\.optimize_repeat_ops"
 _BARS = {

@@ -83,9 +83,10 @@ class Published:
 class Recipe:
     """Everything coreproof needs to know of a model to export it.
 
-    ``load(path)`` reads a checkpoint; ``stages(checkpoint, variant)`` lists a variant's packages; ``synth(folder, size, seed)`` writes a synthetic
-    checkpoint, size being ``small`` or ``full``. ``side_files`` are files of the checkpoint's folder
-    that a host needs beside the packages (a tokenizer).
+    ``load(path)`` reads a checkpoint; ``stages(checkpoint, variant)`` lists a variant's packages;
+    ``synth(folder, size, seed)`` writes a synthetic checkpoint, size being ``small`` or ``full``.
+    ``side_files`` are files of the checkpoint's folder that a host needs beside the packages (a
+    tokenizer).
     """
 
     name: str

@@ -7,14 +7,18 @@ from typing import Any
 
 import jinja2
 
+from coreproof.cli.console import number
 from coreproof.errors import PackageError
 from coreproof.evidence.receipt import SCHEMA
 from coreproof.jsonio import read_json
 
 _TEMPLATE = jinja2.Environment(
-    loader=jinja2.PackageLoader("coreproof.evidence"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    undefined=jinja2.StrictUndefined, autoescape=False,
-)  # fmt: skip
+    loader=jinja2.PackageLoader("coreproof.evidence"),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    undefined=jinja2.StrictUndefined,
+)
 
 
 def models_page(receipts: Path) -> str:
@@ -28,9 +32,4 @@ def models_page(receipts: Path) -> str:
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise PackageError(f"{path}: not a {SCHEMA} file")
         models.setdefault(path.parent.name, []).append(content)
-    return _TEMPLATE.get_template("models.md.jinja").render(models=models, number=_number)
-
-
-def _number(value: float | str) -> str:
-    """Four significant digits, as a person reads them."""
-    return value if isinstance(value, str) else f"{value:.4g}"
+    return _TEMPLATE.get_template("models.md.jinja").render(models=models, number=number)

@@ -9,7 +9,8 @@ A receipt is canonical JSON, schema ``coreproof.receipt/1``:
     machine      architecture, system, cpu_capability, threads, python
     excitations  [{gate, value, bound, passed}]
     packages     [{package, stage, variant, mode, sha256: {file: digest}, digest, bytes, contract,
-                   precision, target, cases, gates: [...], aggregates, problems, metrics: {output: {metric: [one value a case]}}}]
+                   precision, target, cases, gates: [...], aggregates, problems,
+                   metrics: {output: {metric: [one value a case]}}}]
 
 Numbers that JSON cannot hold are the strings "nan", "inf" and "-inf". There is no date, host or
 path in a receipt, so the same run on the same machine writes the same bytes.

@@ -91,7 +91,9 @@ def _feature(feature: Any) -> Feature:
     if array.dataType not in _ARRAY_DTYPES:
         raise PackageError(f"feature {feature.name!r} declares the unknown array data type {array.dataType}")
     flexible = array.WhichOneof("ShapeFlexibility")
-    choices = tuple(tuple(s.shape) for s in array.enumeratedShapes.shapes) if flexible == "enumeratedShapes" else ()
+    choices = (
+        tuple(tuple(s.shape) for s in array.enumeratedShapes.shapes) if flexible == "enumeratedShapes" else ()
+    )
     ranges = (
         tuple((r.lowerBound, None if r.upperBound < 0 else r.upperBound) for r in array.shapeRange.sizeRanges)
         if flexible == "shapeRange"

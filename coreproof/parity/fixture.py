@@ -50,7 +50,10 @@ def save(reference: Reference, model: str, checkpoint_sha256: str, parent: Path)
         "checkpoint_sha256": checkpoint_sha256,
         "command": f"coreproof reference {model} --checkpoint CHECKPOINT -o DIR",
         "provenance": dict(reference.provenance),
-        "arrays": {n: {"dtype": str(a.dtype), "shape": list(a.shape), "sha256": _sha256(a)} for n, a in arrays.items()},
+        "arrays": {
+            n: {"dtype": str(a.dtype), "shape": list(a.shape), "sha256": _sha256(a)}
+            for n, a in arrays.items()
+        },
     }
     with atomic_directory(folder, replace=lambda old: (old / "fixture.json").is_file()) as temporary:
         np.savez_compressed(temporary / "reference.npz", allow_pickle=False, **arrays)
@@ -65,7 +68,11 @@ def load(folder: Path, model: str, checkpoint_sha256: str) -> Fixture:
     if not path.is_file():
         raise FixtureError(f"{folder} holds no fixture.json")
     record = read_json(path, max_bytes=16 << 20)
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA or not isinstance(record.get("arrays"), dict):
+    if (
+        not isinstance(record, dict)
+        or record.get("schema") != SCHEMA
+        or not isinstance(record.get("arrays"), dict)
+    ):
         raise FixtureError(f"{path}: not a {SCHEMA} file")
     for key, wanted in (("model", model), ("checkpoint_sha256", checkpoint_sha256)):
         if record.get(key) != wanted:

@@ -92,13 +92,21 @@ def compile_function(
         state.env[feature.name] = Var(f"i{index}")
     for operation in function.block.operations:
         _compile(state, operation, function.name)
-    returned = [_expression(state, state_lookup(state, n, "the block's outputs")) for n in function.block.outputs]
+    returned = [
+        _expression(state, state_lookup(state, n, "the block's outputs")) for n in function.block.outputs
+    ]
     arguments = ", ".join(f"i{index}" for index in range(len(function.inputs)))
     body, lines = _layout(state.lines, returned)
     source = f"def run({arguments}):\n{body}    return ({''.join(r + ', ' for r in returned)})\n"
     exec(compile(source, f"<mil {function.name}>", "exec"), state.namespace)
     return Compiled(
-        source, state.namespace, lines, state.lazy, function.inputs, function.block.outputs, state.namespace["run"]
+        source,
+        state.namespace,
+        lines,
+        state.lazy,
+        function.inputs,
+        function.block.outputs,
+        state.namespace["run"],
     )
 
 
@@ -141,13 +149,16 @@ def _arguments(state: _State, operation: Operation, definition: OpDef, where: st
     given: Mapping[str, tuple[Binding, ...]] = operation.inputs
     unknown = sorted(set(given) - set(definition.params))
     if unknown:
-        raise UnsupportedOpError(f"{where} has no argument {unknown[0]!r}; it takes {', '.join(definition.params)}")
+        raise UnsupportedOpError(
+            f"{where} has no argument {unknown[0]!r}; it takes {', '.join(definition.params)}"
+        )
     missing = [p.name for p in definition.params.values() if p.default is REQUIRED and not given.get(p.name)]
     if missing:
         raise PackageError(f"{where} lacks its required argument {missing[0]!r}")
     return {
         name: tuple(
-            state_lookup(state, b.name, where) if isinstance(b, Ref) else _constant(state, b) for b in bindings
+            state_lookup(state, b.name, where) if isinstance(b, Ref) else _constant(state, b)
+            for b in bindings
         )
         for name, bindings in given.items()
     }
@@ -181,7 +192,9 @@ def _fold(state: _State, operation: Operation, definition: OpDef, arguments: Arg
         return state.namespace[argument.slot] if isinstance(argument, Lazy) else argument.data  # type: ignore[union-attr]
 
     def evaluate() -> tuple[Any, ...]:
-        given = {n: _python(definition.params[n], [value(a) for a in group]) for n, group in arguments.items()}
+        given = {
+            n: _python(definition.params[n], [value(a) for a in group]) for n, group in arguments.items()
+        }
         positional, named = _call_order(definition, given)
         result = definition.fn(*positional, **named, **keywords)
         results = result if len(rounds) > 1 else (result,)
@@ -242,10 +255,14 @@ def _emit(state: _State, operation: Operation, definition: OpDef, arguments: Arg
     text = f"{target} = {expression}" if target else expression
     state.lines.append(Line(text, (*used, *locals_), operation))
     if len(rounds) > 1:
-        state.lines.extend(Line(f"{v} = rh({v})", (v,), operation) for v, r in zip(locals_, rounds, strict=True) if r)
+        state.lines.extend(
+            Line(f"{v} = rh({v})", (v,), operation) for v, r in zip(locals_, rounds, strict=True) if r
+        )
     if state.hook:
         name = state.bind("operation", operation)
-        state.lines.append(Line(f"hook({name}, ({target}{',' if target else ''}))", tuple(locals_), operation))
+        state.lines.append(
+            Line(f"hook({name}, ({target}{',' if target else ''}))", tuple(locals_), operation)
+        )
 
 
 def _expression(state: _State, value: Known | Lazy | Var) -> str:

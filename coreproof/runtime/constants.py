@@ -72,7 +72,9 @@ def weight(blob: Blob, read: Callable[[Blob], np.ndarray]) -> torch.Tensor:
     Raises UnsupportedOpError for packed sub-byte data outside the ops that unpack it.
     """
     if not isinstance(blob.type, TensorType) or blob.type.dtype.numpy_name is None:
-        raise UnsupportedOpError(f"a weight of type {blob.type} at offset {blob.offset} cannot be used as a tensor")
+        raise UnsupportedOpError(
+            f"a weight of type {blob.type} at offset {blob.offset} cannot be used as a tensor"
+        )
     return to_tensor(read(blob), blob.type)
 
 

@@ -22,7 +22,9 @@ from coreproof.runtime.state import State
 Hook = Callable[[Operation, tuple[Any, ...]], None]
 
 
-def load(path: str | Path, mode: str = "typed", function_name: str | None = None, device: str = "cpu") -> Model:
+def load(
+    path: str | Path, mode: str = "typed", function_name: str | None = None, device: str = "cpu"
+) -> Model:
     """Open the ``.mlpackage`` at ``path`` (or a bare ML-program ``.mlmodel``) for prediction.
 
     ``mode``: ``typed`` (every fp16-typed result rounded once, products accumulate in fp32),
@@ -67,11 +69,14 @@ class Model:
         unmade = [f.name for f in self.contract.outputs if f.name not in self._compiled.outputs]
         if unfed or unmade:
             raise PackageError(
-                f"{self.path}: the description and function {self.function_name!r} disagree on {', '.join(unfed + unmade)}"
+                f"{self.path}: the description and function {self.function_name!r} disagree on "
+                f"{', '.join(unfed + unmade)}"
             )
         for feature in (*self.contract.inputs, *self.contract.outputs):
             if feature.kind != "multiArray":
-                raise UnsupportedOpError(f"{self.path}: feature {feature.name!r} of kind {feature.kind} is not supported")
+                raise UnsupportedOpError(
+                    f"{self.path}: feature {feature.name!r} of kind {feature.kind} is not supported"
+                )
 
     def make_state(self) -> State:
         """Fresh state buffers, all zero, for one stream of predictions."""
@@ -111,7 +116,9 @@ class Model:
                 f"convert it with .astype({feature.dtype!r})"
             )
         if not feature.admits(array.shape):
-            raise InputError(f"input {feature.name!r}: shape {list(array.shape)}, expected {feature.shape_text}")
+            raise InputError(
+                f"input {feature.name!r}: shape {list(array.shape)}, expected {feature.shape_text}"
+            )
         tensor = as_torch(np.ascontiguousarray(array).reshape(array.shape))
         return (tensor.float() if tensor.dtype is torch.float16 else tensor).to(self.device)
 
@@ -127,7 +134,9 @@ class Model:
     def _read_weights(self) -> None:
         for lazy in self._compiled.lazy:
             value = lazy.make()
-            self._compiled.namespace[lazy.slot] = value.to(self.device) if isinstance(value, torch.Tensor) else value
+            self._compiled.namespace[lazy.slot] = (
+                value.to(self.device) if isinstance(value, torch.Tensor) else value
+            )
         self._ready = True
 
 
@@ -148,6 +157,8 @@ def _located(error: Exception, compiled: Compiled) -> Exception:
             operation = compiled.lines.get(trace.tb_lineno)
             if operation is not None:
                 types = ", ".join(f"{o.name}: {o.type}" for o in operation.outputs)
-                return ExecutionError(f"op {operation.type!r} (name {operation.name!r}, to give {types}) failed: {error}")
+                return ExecutionError(
+                    f"op {operation.type!r} (name {operation.name!r}, to give {types}) failed: {error}"
+                )
         trace = trace.tb_next
     return error

@@ -25,7 +25,13 @@ from typing import Any
 from coreproof.errors import UnsupportedOpError
 
 OPSETS = ("ios15", "ios16", "ios17", "ios18", "ios26")
-SPECIALIZATIONS = {"CoreML5": "ios15", "CoreML6": "ios16", "CoreML7": "ios17", "CoreML8": "ios18", "CoreML9": "ios26"}
+SPECIALIZATIONS = {
+    "CoreML5": "ios15",
+    "CoreML6": "ios16",
+    "CoreML7": "ios17",
+    "CoreML8": "ios18",
+    "CoreML9": "ios26",
+}
 
 Ints = tuple[int, ...]
 Floats = tuple[float, ...]

@@ -48,8 +48,15 @@ def text(value: str) -> Immediate:
     return Immediate(STRING, value)
 
 
-def function(inputs: dict[str, TensorType], operations: list[Operation], *outputs: str, opset: str = "CoreML7") -> Function:
-    return Function("main", tuple(NamedType(n, t) for n, t in inputs.items()), opset, Block((), outputs, tuple(operations)))
+def function(
+    inputs: dict[str, TensorType], operations: list[Operation], *outputs: str, opset: str = "CoreML7"
+) -> Function:
+    return Function(
+        "main",
+        tuple(NamedType(n, t) for n, t in inputs.items()),
+        opset,
+        Block((), outputs, tuple(operations)),
+    )
 
 
 def no_weights(blob: Blob) -> np.ndarray:
@@ -73,10 +80,14 @@ def test_typed_rounds_each_result_once_and_fp32_never(mode: str, expected: float
     assert result.tolist() == [expected] * 3
 
 
-@pytest.mark.parametrize(("value", "expected"), [(65519.0, 65504.0), (65520.0, float("inf")), (-65520.0, float("-inf"))])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(65519.0, 65504.0), (65520.0, float("inf")), (-65520.0, float("-inf"))]
+)
 def test_typed_overflows_where_fp16_does(value: float, expected: float) -> None:
     made = op("add", "y", HALF, x="x", y=number(0.0))
-    result = run(compile_function(function({"x": HALF}, [made], "y"), no_weights, "typed"), torch.full((3,), value))
+    result = run(
+        compile_function(function({"x": HALF}, [made], "y"), no_weights, "typed"), torch.full((3,), value)
+    )
     assert result.tolist() == [expected] * 3
 
 
@@ -91,7 +102,9 @@ def test_a_running_sum_is_rounded_only_in_fp16acc() -> None:
     axes = Immediate(tensor("int32", 1), np.array([1], np.int32))
     keep = Immediate(tensor("bool"), np.array(False))
     made = function(
-        {"x": tensor("fp16", 1, 32)}, [op("reduce_sum", "y", tensor("fp16", 1), x="x", axes=axes, keep_dims=keep)], "y"
+        {"x": tensor("fp16", 1, 32)},
+        [op("reduce_sum", "y", tensor("fp16", 1), x="x", axes=axes, keep_dims=keep)],
+        "y",
     )
     x = torch.tensor([[1024.0, *[0.5] * 31]])
     results = {m: run(compile_function(made, no_weights, m), x).item() for m in ("fp32", "typed", "fp16acc")}
@@ -108,7 +121,13 @@ def test_weights_are_read_only_when_asked_and_folded_once() -> None:
     kind = tensor("fp16", 2, 3)
     made = [
         weight("w", kind, 64),
-        op("transpose", "t", tensor("fp16", 3, 2), x="w", perm=Immediate(tensor("int32", 2), np.array([1, 0], np.int32))),
+        op(
+            "transpose",
+            "t",
+            tensor("fp16", 3, 2),
+            x="w",
+            perm=Immediate(tensor("int32", 2), np.array([1, 0], np.int32)),
+        ),
         op("matmul", "y", tensor("fp16", 1, 2), x="x", y="t"),
     ]
     compiled = compile_function(function({"x": tensor("fp16", 1, 3)}, made, "y"), read, "typed")
@@ -127,14 +146,20 @@ def test_values_are_dropped_after_their_last_use() -> None:
 
 def test_a_string_argument_that_looks_like_a_local_name_is_kept() -> None:
     made = op("cast", "y", tensor("int32", 3), x="x", dtype=text("int32"))
-    assert run(compile_function(function({"x": HALF}, [made], "y"), no_weights, "typed"), torch.ones(3)).dtype == torch.int32
+    assert (
+        run(compile_function(function({"x": HALF}, [made], "y"), no_weights, "typed"), torch.ones(3)).dtype
+        == torch.int32
+    )
 
 
 def test_the_hook_sees_every_op_with_its_results() -> None:
     seen = []
     made = [op("exp", "a", HALF, x="x"), op("log", "y", HALF, x="a")]
     compiled = compile_function(
-        function({"x": HALF}, made, "y"), no_weights, "fp32", hook=lambda o, r: seen.append((o.name, r[0].tolist()))
+        function({"x": HALF}, made, "y"),
+        no_weights,
+        "fp32",
+        hook=lambda o, r: seen.append((o.name, r[0].tolist())),
     )
     run(compiled, torch.zeros(3))
     assert seen == [("the_a", [1.0] * 3), ("the_y", [0.0] * 3)]
@@ -143,14 +168,28 @@ def test_the_hook_sees_every_op_with_its_results() -> None:
 @pytest.mark.parametrize(
     ("made", "error", "message"),
     [
-        (op("flux_capacitor", "y", HALF, x="x"), UnsupportedOpError, "op 'flux_capacitor' .*is not implemented"),
-        (op("add", "y", HALF, x="x", y="nowhere"), PackageError, "refers to 'nowhere', which nothing before it defines"),
+        (
+            op("flux_capacitor", "y", HALF, x="x"),
+            UnsupportedOpError,
+            "op 'flux_capacitor' .*is not implemented",
+        ),
+        (
+            op("add", "y", HALF, x="x", y="nowhere"),
+            PackageError,
+            "refers to 'nowhere', which nothing before it defines",
+        ),
         (op("add", "y", HALF, x="x"), PackageError, "lacks its required argument 'y'"),
         (op("exp", "y", HALF, x="x", colour="x"), UnsupportedOpError, "has no argument 'colour'; it takes x"),
-        (op("scaled_dot_product_attention", "y", HALF, query="x", key="x", value="x"), UnsupportedOpError, "exists from ios18 on"),
+        (
+            op("scaled_dot_product_attention", "y", HALF, query="x", key="x", value="x"),
+            UnsupportedOpError,
+            "exists from ios18 on",
+        ),
     ],
 )
-def test_a_bad_program_is_refused_with_the_op_named(made: Operation, error: type[Exception], message: str) -> None:
+def test_a_bad_program_is_refused_with_the_op_named(
+    made: Operation, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message) as caught:
         compile_function(function({"x": HALF}, [made], "y"), no_weights, "typed")
     assert "the_y" in str(caught.value)
@@ -158,7 +197,9 @@ def test_a_bad_program_is_refused_with_the_op_named(made: Operation, error: type
 
 
 def test_an_unknown_mode_and_opset_are_refused() -> None:
-    with pytest.raises(UnsupportedOpError, match="numeric mode 'fp8' does not exist; choose one of typed, fp32, fp16acc"):
+    with pytest.raises(
+        UnsupportedOpError, match="numeric mode 'fp8' does not exist; choose one of typed, fp32, fp16acc"
+    ):
         compile_function(function({"x": HALF}, [], "x"), no_weights, "fp8")
     with pytest.raises(UnsupportedOpError, match="opset 'CoreML99' is not known"):
         compile_function(function({"x": HALF}, [], "x", opset="CoreML99"), no_weights, "fp32")

@@ -2,12 +2,15 @@
 
 from coreproof.runtime.ops import (  # noqa: F401  (each registers its ops)
     activation,
+    constexpr,
     conv,
     elementwise_binary,
     elementwise_unary,
+    image_resizing,
     linear,
     normalization,
     pool,
+    quantization,
     reduction,
     scatter_gather,
     states,

@@ -1,4 +1,4 @@
-"""Cropping, resizing and resampling of the last two dimensions (coremltools 9.0 ops/defs/iOS15, iOS16, iOS17/image_resizing.py).
+"""Cropping, resizing and resampling (coremltools 9.0 ops/defs/iOS15, iOS16, iOS17/image_resizing.py).
 
 Where in the input an output element lies is computed in float64 with one division, so that exact
 halves stay halves; the values are blended in fp32.
@@ -16,11 +16,16 @@ from coreproof.errors import UnsupportedOpError
 from coreproof.runtime.registry import Ints, op
 
 _SAMPLING = ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS", "DEFAULT", "OFFSET_CORNERS", "UNALIGN_CORNERS")
+_COORDINATES = ("unnormalized", "normalized_minus_one_to_one", "normalized_zero_to_one")
+_PADDING = ("constant", "border", "reflection", "symmetric")
+_BOXES = (
+    "CORNERS_HEIGHT_FIRST", "CORNERS_WIDTH_FIRST", "CENTER_SIZE_HEIGHT_FIRST", "CENTER_SIZE_WIDTH_FIRST",
+)  # fmt: skip
 
 
-def _grid(size: int, count: int, mode: str) -> Tensor:
-    """The ``count`` places in an input of ``size`` elements that sampling mode ``mode`` looks at,
-    before clamping to the input. Raises UnsupportedOpError for a mode that does not exist."""
+def _grid(size: Tensor, count: int, mode: str) -> Tensor:
+    """The ``count`` places in an input of ``size`` elements (float64, one for each row) that sampling
+    mode ``mode`` looks at, before clamping. Raises UnsupportedOpError for a mode that does not exist."""
     if mode not in _SAMPLING:
         raise UnsupportedOpError(f"sampling_mode {mode!r} is not one of {', '.join(_SAMPLING)}")
     i = torch.arange(count, dtype=torch.float64)
@@ -29,16 +34,20 @@ def _grid(size: int, count: int, mode: str) -> Tensor:
     if mode == "UNALIGN_CORNERS":
         return ((2 * i + 1) * size - count) / (2 * count)
     if mode == "OFFSET_CORNERS":
-        return (2 * i + 1) * max(1, size - 1) / (2 * count)
+        return (2 * i + 1) * (size - 1).clamp(min=1) / (2 * count)
     if count == 1:
-        return i + ((size - 1) / 2 if mode == "ALIGN_CORNERS" else 0)
+        return (size - 1) / 2 if mode == "ALIGN_CORNERS" else 0 * size
     return i * (size - 1) / (count - 1)
+
+
+def _size(size: int) -> Tensor:
+    return torch.tensor([size], dtype=torch.float64)
 
 
 @lru_cache(maxsize=1024)
 def _neighbours(size: int, count: int, mode: str) -> tuple[Tensor, Tensor, Tensor]:
     """For each place its neighbours before and after, and the weight of the latter."""
-    place = _grid(size, count, mode).clamp(0, size - 1)
+    place = _grid(_size(size), count, mode).clamp(0, size - 1)
     before = place.floor()
     return before.long(), (before + 1).clamp(max=size - 1).long(), (place - before).float()
 
@@ -47,7 +56,7 @@ def _neighbours(size: int, count: int, mode: str) -> tuple[Tensor, Tensor, Tenso
 def _nearest(size: int, count: int, mode: str) -> Tensor:
     """The nearest element to each place, halves up; by default as of pixels with their centres at
     one half."""
-    place = _grid(size, count, "UNALIGN_CORNERS" if mode == "DEFAULT" else mode)
+    place = _grid(_size(size), count, "UNALIGN_CORNERS" if mode == "DEFAULT" else mode)
     return (place + 0.5).floor().clamp(0, size - 1).long()
 
 
@@ -113,7 +122,9 @@ def upsample_bilinear_ios16(
     """``half_pixel_centers`` is the opposite of ``align_corners`` unless given; neither of them is
     TensorFlow's old sampling, both at once do not exist (UnsupportedOpError)."""
     if align_corners and half_pixel_centers:
-        raise UnsupportedOpError("upsample_bilinear with both align_corners and half_pixel_centers has no meaning")
+        raise UnsupportedOpError(
+            "upsample_bilinear with both align_corners and half_pixel_centers has no meaning"
+        )
     if not align_corners and half_pixel_centers is False:
         return _bilinear(x, *_scaled(x, scale_factor_height, scale_factor_width), "DEFAULT")
     return upsample_bilinear(x, scale_factor_height, scale_factor_width, align_corners)
@@ -133,7 +144,9 @@ def resize(
     Raises UnsupportedOpError for modes that do not exist.
     """
     if interpolation_mode not in ("LINEAR", "NEAREST_NEIGHBOR"):
-        raise UnsupportedOpError(f"interpolation_mode {interpolation_mode!r} is not LINEAR or NEAREST_NEIGHBOR")
+        raise UnsupportedOpError(
+            f"interpolation_mode {interpolation_mode!r} is not LINEAR or NEAREST_NEIGHBOR"
+        )
     y = x
     for dim in range(-resized_dims, 0):
         count = shape[dim] or x.shape[dim]
@@ -185,8 +198,10 @@ def _pixels(place: Tensor, size: int, mode: str, align_corners: bool) -> Tensor:
     """Coordinates of a dimension of ``size`` in pixels. Raises UnsupportedOpError for another mode."""
     if mode == "unnormalized":
         return place
-    if mode not in ("normalized_minus_one_to_one", "normalized_zero_to_one"):
-        raise UnsupportedOpError(f"coordinates_mode {mode!r} is not unnormalized or one of the normalized_ two")
+    if mode not in _COORDINATES:
+        raise UnsupportedOpError(
+            f"coordinates_mode {mode!r} is not unnormalized or one of the normalized_ two"
+        )
     unit = (place + 1) / 2 if mode == "normalized_minus_one_to_one" else place
     return unit * (size - 1) if align_corners else unit * size - 0.5
 
@@ -208,8 +223,10 @@ def resample(
     """
     if sampling_mode not in ("bilinear", "nearest"):
         raise UnsupportedOpError(f"sampling_mode {sampling_mode!r} is not bilinear or nearest")
-    if padding_mode not in ("constant", "border", "reflection", "symmetric"):
-        raise UnsupportedOpError(f"padding_mode {padding_mode!r} is not constant, border, reflection or symmetric")
+    if padding_mode not in _PADDING:
+        raise UnsupportedOpError(
+            f"padding_mode {padding_mode!r} is not constant, border, reflection or symmetric"
+        )
     sizes = x.shape[3], x.shape[2]
     places = [
         _pixels(c, s, coordinates_mode, align_corners)
@@ -243,9 +260,120 @@ def affine(
     Raises UnsupportedOpError for the modes MIL reserves without defining them.
     """
     if not align_corners or coordinates_mode.lower() != "normalized_minus_one_to_one":
-        raise UnsupportedOpError("affine needs align_corners and coordinates_mode normalized_minus_one_to_one")
+        raise UnsupportedOpError(
+            "affine needs align_corners and coordinates_mode normalized_minus_one_to_one"
+        )
     matrix = transform_matrix.expand(x.shape[0], 6).reshape(-1, 2, 3)
-    grid = torch.nn.functional.affine_grid(matrix, [x.shape[0], 1, output_height, output_width], align_corners=True)
-    return resample(
-        x, grid, sampling_mode.lower(), padding_mode.lower(), padding_value, "normalized_minus_one_to_one", True
+    grid = torch.nn.functional.affine_grid(
+        matrix, [x.shape[0], 1, output_height, output_width], align_corners=True
     )
+    return resample(
+        x,
+        grid,
+        sampling_mode.lower(),
+        padding_mode.lower(),
+        padding_value,
+        "normalized_minus_one_to_one",
+        True,
+    )
+
+
+def _edges(boxes: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Top, left, bottom and right of boxes [N, 4]. Raises UnsupportedOpError for another mode."""
+    if mode not in _BOXES:
+        raise UnsupportedOpError(f"box_coordinate_mode {mode!r} is not one of {', '.join(_BOXES)}")
+    first, second, third, fourth = boxes.unbind(-1)
+    if mode.endswith("WIDTH_FIRST"):
+        first, second, third, fourth = second, first, fourth, third
+    if mode.startswith("CENTER"):
+        return first - third / 2, second - fourth / 2, first + third / 2, second + fourth / 2
+    return first, second, third, fourth
+
+
+def _crop_resize(
+    x: Tensor, boxes: Tensor, images: Tensor, target: tuple[int, int], normalized: bool, scale: float,
+    box_mode: str, sampling: str, pad_value: float,
+) -> Tensor:  # fmt: skip
+    """Box i of ``boxes`` [N, 4] cut out of image ``images[i]``, giving [N, C, *target]. A box is
+    sampled like an input of ``end - start + 1`` elements; a place outside the image is ``pad_value``."""
+    top, left, bottom, right = _edges(boxes.double() * scale, box_mode)
+    height, width = x.shape[-2:]
+    down_by, across_by = (height - 1, width - 1) if normalized else (1, 1)
+
+    def places(start: Tensor, end: Tensor, count: int) -> Tensor:
+        return start.unsqueeze(1) + _grid((end - start + 1).unsqueeze(1), count, sampling)
+
+    down = places(top * down_by, bottom * down_by, target[0]).unsqueeze(2).expand(-1, *target)
+    across = places(left * across_by, right * across_by, target[1]).unsqueeze(1).expand(-1, *target)
+    outside = (down < 0) | (down > height - 1) | (across < 0) | (across > width - 1)
+    down, across = down.clamp(0, height - 1).float(), across.clamp(0, width - 1).float()
+    picked = _sample(torch.index_select(x, 0, images.long()), across, down, False, None)
+    return torch.where(outside.unsqueeze(1), pad_value, picked)
+
+
+@op("crop_resize")
+def crop_resize(
+    x: Tensor,
+    roi: Tensor,
+    target_height: int = 1,
+    target_width: int = 1,
+    normalized_coordinates: bool = False,
+    spatial_scale: float = 1.0,
+    box_coordinate_mode: str = "CORNERS_HEIGHT_FIRST",
+    sampling_mode: str = "DEFAULT",
+) -> Tensor:
+    """Bilinear patches of x [B, C, H, W]: with ``roi`` [N, 1, 4, 1, 1] of every image, [N, B, C, h, w];
+    with [N, 1, 5, 1, 1], whose first entry names the image, [N, 1, C, h, w]. 0 outside the image.
+
+    Raises UnsupportedOpError for modes that do not exist.
+    """
+    return crop_resize_ios16(
+        x, roi, target_height, target_width, normalized_coordinates, spatial_scale, box_coordinate_mode,
+        sampling_mode,
+    )  # fmt: skip
+
+
+@op("crop_resize", since="ios16")
+def crop_resize_ios16(
+    x: Tensor,
+    roi: Tensor,
+    target_height: int = 1,
+    target_width: int = 1,
+    normalized_coordinates: bool = False,
+    spatial_scale: float = 1.0,
+    box_coordinate_mode: str = "CORNERS_HEIGHT_FIRST",
+    sampling_mode: str = "DEFAULT",
+    pad_value: float = 0.0,
+) -> Tensor:
+    """Outside the image lies ``pad_value``."""
+    rows = roi.flatten(1)
+    each = rows.shape[1] == 4
+    shared = x.shape[0] if each else 1
+    images = torch.arange(shared, device=x.device).repeat(len(rows)) if each else rows[:, 0]
+    boxes = rows[:, -4:].repeat_interleave(shared, 0)
+    patches = _crop_resize(
+        x, boxes, images, (target_height, target_width), normalized_coordinates, spatial_scale,
+        box_coordinate_mode, sampling_mode, pad_value,
+    )  # fmt: skip
+    return patches.reshape(len(rows), shared, *patches.shape[1:])
+
+
+@op("crop_resize", since="ios17")
+def crop_resize_ios17(
+    x: Tensor,
+    boxes: Tensor,
+    box_indices: Tensor | None = None,
+    target_height: int = 1,
+    target_width: int = 1,
+    normalized_coordinates: bool = False,
+    spatial_scale: float = 1.0,
+    box_coordinate_mode: str = "CORNERS_HEIGHT_FIRST",
+    sampling_mode: str = "DEFAULT",
+    pad_value: float = 0.0,
+) -> Tensor:
+    """``boxes`` [N, 4] of the images ``box_indices`` (by default 0 to N - 1), giving [N, C, h, w]."""
+    images = torch.arange(len(boxes), device=x.device) if box_indices is None else box_indices
+    return _crop_resize(
+        x, boxes, images, (target_height, target_width), normalized_coordinates, spatial_scale,
+        box_coordinate_mode, sampling_mode, pad_value,
+    )  # fmt: skip

@@ -198,3 +198,66 @@ def topk_ios17(
     """A k of -1 takes all elements (iOS17/tensor_operation.py)."""
     values, indices = topk(x, x.shape[axis] if k == -1 else k, axis, ascending)
     return (values, indices) if return_indices else values
+
+
+def _suppressed(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou: float, most: int) -> list[int]:
+    """Indices of up to ``most`` of boxes [B, 4] (centre x, y, width, height) by falling score, leaving
+    out what overlaps a chosen one by more than ``iou`` (of the same class, where there are classes)."""
+    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    area = boxes[:, 2] * boxes[:, 3]
+    alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    chosen: list[int] = []
+    for i in torch.sort(scores, stable=True, descending=True)[1].tolist():
+        if len(chosen) == most:
+            break
+        if not alive[i]:
+            continue
+        chosen.append(i)
+        common = (torch.minimum(high, high[i]) - torch.maximum(low, low[i])).clamp(min=0).prod(1)
+        overlaps = common / (area + area[i] - common) > iou
+        alive &= ~(overlaps if classes is None else overlaps & (classes == classes[i]))
+    return chosen
+
+
+@op("non_maximum_suppression", moves=True)
+def non_maximum_suppression(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    score_threshold: float,
+    max_boxes: int,
+    per_class_suppression: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Boxes [n, B, 4], scores [n, B, K], indices and counts of the ``max_boxes`` best boxes. A box
+    scores as its best class and belongs to it; if none reaches ``score_threshold`` the best one is
+    taken. Missing ones are 0, their indices -1."""
+    batch, _, kinds = scores.shape
+    result = boxes.new_zeros(batch, max_boxes, 4), scores.new_zeros(batch, max_boxes, kinds)
+    indices = torch.full((batch, max_boxes), -1, dtype=torch.int32, device=boxes.device)
+    counts = torch.zeros(batch, dtype=torch.int32, device=boxes.device)
+    for item in range(batch):
+        best, classes = scores[item].max(1)
+        eligible = torch.nonzero(best >= score_threshold).reshape(-1)
+        if len(eligible) == 0:
+            eligible = best.argmax().reshape(1)
+        kind = classes[eligible] if per_class_suppression else None
+        chosen = eligible[_suppressed(boxes[item][eligible], best[eligible], kind, iou_threshold, max_boxes)]
+        count = len(chosen)
+        result[0][item, :count], result[1][item, :count] = boxes[item][chosen], scores[item][chosen]
+        indices[item, :count], counts[item] = chosen.int(), count
+    return *result, indices, counts
+
+
+@op("non_maximum_suppression", since="ios17", moves=True)
+def non_maximum_suppression_ios17(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    max_boxes: int,
+    per_class_suppression: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes [n, 4, B] and scores [n, K, B]; no threshold and no counts (iOS17/tensor_operation.py)."""
+    chosen = non_maximum_suppression(
+        boxes.mT, scores.mT, iou_threshold, float("-inf"), max_boxes, per_class_suppression
+    )
+    return chosen[0].mT, chosen[1].mT, chosen[2]

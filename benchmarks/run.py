@@ -1,0 +1,129 @@
+"""Export, runtime and opening of MiniLM against the alternatives, as ratios.
+
+python benchmarks/run.py [NAME...] [--pairs N] [--threads N] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from arms import NEEDS, RUNS
+from harness import PEAK, Comparison, Figures, Ratio, Side, measure, ratios, run_arm
+
+from coreproof.cli.console import err, out, print_json, progress, size, table
+
+COMPARISONS = (
+    Comparison("export", Side("coreproof export", "seconds"), Side("ct.convert + save", "seconds")),
+    Comparison("runtime", Side("mil fp32", "warm"), Side("torch eager", "warm")),
+    Comparison("runtime", Side("mil fp32", "warm"), Side("onnxruntime", "warm")),
+    Comparison("runtime", Side("mil typed", "warm"), Side("torch eager", "warm")),
+    Comparison("runtime", Side("mil typed", "warm"), Side("onnxruntime", "warm")),
+    Comparison("open", Side("mil fp32", "open", "open_bytes"), Side("torch eager", "open", "open_bytes")),
+    Comparison("open", Side("mil typed", "open", "open_bytes"), Side("torch eager", "open", "open_bytes")),
+    Comparison("first", Side("mil fp32", "first", None), Side("mil fp32", "warm", None)),
+    Comparison("first", Side("mil typed", "first", None), Side("mil typed", "warm", None)),
+    Comparison("first", Side("torch eager", "first", None), Side("torch eager", "warm", None)),
+)
+NOTE = f"""
+Ratios of medians, in brackets the least and the greatest of a pair of processes.
+export   from the checkpoint on disk to one fp16 package flushed to disk, tracing included
+runtime  a warm prediction, 1 x 128 tokens, median of {RUNS} a process; memory of the whole process
+open     opening with torch imported; memory is the growth of the peak
+first    the first prediction of a process against its warm ones
+"""
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = sorted({c.name for c in COMPARISONS})
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(names)}; all by default")
+    parser.add_argument("--pairs", type=int, default=5, help="processes for each arm, at least 3 (default 5)")
+    parser.add_argument("--threads", type=int, default=2, help="threads in every arm (default 2)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+    given = parser.parse_args()
+    if unknown := set(given.names) - set(names):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
+    if given.pairs < 3 or given.threads < 1:
+        parser.error("--pairs must be at least 3 and --threads at least 1")
+    return given
+
+
+def main() -> int:
+    given = arguments()
+    chosen = [c for c in COMPARISONS if not given.names or c.name in given.names]
+    arms = list(dict.fromkeys(side.arm for c in chosen for side in (c.a, c.b)))
+    preparations = dict.fromkeys(NEEDS[arm] for arm in arms if arm in NEEDS)
+    with tempfile.TemporaryDirectory(prefix="coreproof-bench-") as folder, progress() as report:
+        run = partial(_run, Path(folder), given.threads)
+        made, failures = measure(["machine", *preparations], 1, run, report)
+        samples, broken = measure([a for a in arms if NEEDS.get(a) not in failures], given.pairs, run, report)
+    failures |= broken
+    machine = {
+        key: value for sample in made.get("machine", ()) for key, value in sample.items() if key != PEAK
+    }
+    results = [(c, *ratios(c, samples)) for c in chosen if {c.a.arm, c.b.arm} <= samples.keys()]
+    if given.json:
+        print_json(
+            {
+                "machine": machine,
+                "pairs": given.pairs,
+                "results": [_as_json(*result) for result in results],
+                "samples": samples,
+                "failures": failures,
+            }
+        )
+    else:
+        _print(results, machine, given.pairs)
+    for arm, reason in failures.items():
+        err.print(f"{arm} failed: {reason}", style="red", markup=False)
+    return 1 if failures else 0
+
+
+def _run(folder: Path, threads: int, arm: str) -> Figures:
+    script = Path(__file__).with_name("arms.py")
+    return run_arm([sys.executable, str(script), arm, str(folder)], threads)
+
+
+def _as_json(comparison: Comparison, seconds: Ratio, memory: Ratio | None) -> dict[str, Any]:
+    return {**asdict(comparison), "time": asdict(seconds), "memory": memory and asdict(memory)}
+
+
+def _print(
+    results: Sequence[tuple[Comparison, Ratio, Ratio | None]], machine: Mapping[str, Any], pairs: int
+) -> None:
+    heads = ("", "A", "B", "A>", "B>", "time A/B>", "A>", "B>", "memory A/B>")
+    rows = [
+        (c.name, *_arms(c), *_cells(time, _duration), *_cells(memory, size)) for c, time, memory in results
+    ]
+    table(heads, rows)
+    out.print(NOTE.strip())
+    out.print(f"{pairs} processes an arm; " + ", ".join(f"{key} {value}" for key, value in machine.items()))
+
+
+def _arms(comparison: Comparison) -> tuple[str, str]:
+    """The names of both sides, with the figure where only that tells them apart."""
+    a, b = comparison.a, comparison.b
+    return (f"{a.arm}, {a.seconds}", f"{b.arm}, {b.seconds}") if a.arm == b.arm else (a.arm, b.arm)
+
+
+def _cells(ratio: Ratio | None, unit: Callable[[Any], str]) -> tuple[str, str, str]:
+    if ratio is None:
+        return "", "", ""
+    return unit(ratio.a), unit(ratio.b), f"{ratio.value:.2f} ({ratio.low:.2f}..{ratio.high:.2f})"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
