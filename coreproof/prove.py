@@ -16,7 +16,6 @@ from coreproof.catalog import ModelParts
 from coreproof.convert.checkpoint import Checkpoint
 from coreproof.convert.convert import Report, convert_stage
 from coreproof.errors import JudgedBadError, UsageError
-from coreproof.jsonio import json_number
 from coreproof.package.manifest import MANIFEST, Manifest, PackageRecord, digest_files, load_manifest
 from coreproof.parity.gates import Gate, Verdict, load_gates
 from coreproof.parity.suite import Control
@@ -47,7 +46,7 @@ def prove(build: Path, parts: ModelParts, checkpoint: Path | None, report: Repor
     if not validate(build, parts, "mil", checkpoint, None, report).passed:
         raise JudgedBadError(f"{build} does not pass as it is; run coreproof validate first")
     suite = parts.suite()
-    gates = load_gates(parts.gates, controls=[c.name for c in suite.controls])
+    gates = load_gates(parts.gates)
     manifest = load_manifest(build)
     proofs = []
     for control in suite.controls:
@@ -108,8 +107,11 @@ def _read(judged: Validation, control: Control, record: PackageRecord, naming: S
 
 
 def _proof(verdict: Verdict, control: Control, record: PackageRecord) -> Proof:
-    label = f"{verdict.name} {verdict.metric}" if verdict.metric else verdict.name
-    value = "not measured" if verdict.value is None else json_number(verdict.value)
-    bound = f"{verdict.side} {verdict.bound:.4g}"
-    shown = value if isinstance(value, str) else f"{value:.4g}"
-    return Proof(label, record.package, control.name, shown, bound, not verdict.passed)
+    return Proof(
+        gate=f"{verdict.name} {verdict.metric}" if verdict.metric else verdict.name,
+        package=record.package,
+        control=control.name,
+        value="not measured" if verdict.value is None else f"{verdict.value:.4g}",
+        bound=f"{verdict.side} {verdict.bound:.9g}",
+        caught=not verdict.passed,
+    )

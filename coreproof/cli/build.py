@@ -49,16 +49,11 @@ def export(
         return
     rows = []
     for record in manifest.packages:
-        files = manifest.package_files(record.package)
-        rows.append(
-            (
-                record.package,
-                record.precision.compute,
-                size(sum(f.size for f in files)),
-                manifest.package_digest(record.package),
-            )
-        )
-    table(("package", "precision", "size>", "sha256 of its files"), rows)
+        bytes_ = sum(f.size for f in manifest.package_files(record.package))
+        rows.append((record.package, record.precision.compute, len(record.weights), size(bytes_)))
+    table(("package", "precision", "weights>", "size>"), rows)
+    for record in manifest.packages:
+        out.print(f"sha256 {manifest.package_digest(record.package)}  {record.package}", soft_wrap=True)
     out.print(
         f"{manifest.checkpoint.kind} checkpoint {manifest.checkpoint.sha256[:12]} -> {build}/coreproof.json"
     )

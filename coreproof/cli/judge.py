@@ -146,10 +146,13 @@ def _show_proofs(proofs: list[Proof], as_json: bool) -> None:
     if as_json:
         print_json([p.to_json() for p in proofs])
         return
-    rows = [
-        (p.gate, p.package, p.control, p.value, p.bound, "[green]caught[/]" if p.caught else "[red]MISSED[/]")
-        for p in proofs
-    ]
-    table(
-        ("gate", "package", "planted defect", "worst>", "bound>", "verdict"), rows, title="do the gates bite?"
-    )
+    for package in dict.fromkeys(p.package for p in proofs):
+        rows = [
+            (p.control, p.gate, p.value, p.bound, "[green]caught[/]" if p.caught else "[red]MISSED[/]")
+            for p in proofs
+            if p.package == package
+        ]
+        table(("planted defect", "gate", "worst>", "bound>", "verdict"), rows, title=package)
+    caught = sum(p.caught for p in proofs)
+    colour = "green" if proofs and caught == len(proofs) else "red"
+    out.print(f"[bold {colour}]{caught} of {len(proofs)} caught[/]")

@@ -19,6 +19,7 @@ _NOISE = (
     "Failed to load '_ML",
     "has not been tested with coremltools",
     "Disabling scikit-learn conversion API",
+    "is added again",  # said of every state the traced module also holds as a buffer
 )
 # A range analysis of its passes casts int32 limits to fp16; no value of the program is touched.
 _RANGES = r"coremltools\.converters\.mil\.mil\.passes\.defs\.optimize_repeat_ops"

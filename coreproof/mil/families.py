@@ -1,4 +1,7 @@
-"""The op families of the MIL op reference (coremltools 9.0, ``ops/defs``): family -> op names."""
+"""The op families of the MIL op reference (coremltools 9.0, ``ops/defs``): family -> op names.
+
+The last step of its backend turns ``coreml_update_state`` into ``write_state`` and ``read_state``.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "gather", "gather_along_axis", "gather_nd", "scatter", "scatter_along_axis", "scatter_nd",
     ),
     "states": (
-        "read_state",
+        "coreml_update_state", "read_state", "write_state",
     ),
     "tensor_operation": (
         "argsort", "band_part", "concat", "cumsum", "fill", "fill_like", "flatten2d", "identity",

@@ -1,18 +1,18 @@
 """Defects for negative controls, planted in an exported package's weight file in place.
 
-A weight is named by a glob pattern over the names of the program's ``const`` outputs, such as
-``encoder_layer_0_output_dense_weight*`` (an fp16 package appends ``_to_fp16``), which must fit
-exactly one. Only the weight file changes: program, manifest and sizes stay what they were.
+A weight is given as a glob pattern that fits exactly one of the names in ``coreproof.json``, such as
+``encoder_layer_0_output_dense_weight*`` (an fp16 package appends ``_to_fp16``). Only the weight file
+changes: program, manifest and sizes stay what they were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 
+from coreproof.convert.origins import blobs
 from coreproof.errors import UsageError
 from coreproof.mil.program import Blob
 from coreproof.package.reader import Package, open_package
@@ -57,7 +57,7 @@ def swap_weights(package: Path, first: str, second: str) -> None:
 
 
 def _find(package: Package, pattern: str) -> tuple[str, Blob]:
-    weights = dict(_weights(package))
+    weights = dict(blobs(package.program))
     found = [name for name in weights if fnmatchcase(name, pattern)]
     if len(found) != 1:
         known = found or sorted(weights)
@@ -65,14 +65,6 @@ def _find(package: Package, pattern: str) -> tuple[str, Blob]:
             f"{package.path}: {len(found)} weights fit {pattern!r}, expected one of: {', '.join(known[:5])}"
         )
     return found[0], weights[found[0]]
-
-
-def _weights(package: Package) -> Iterator[tuple[str, Blob]]:
-    for function in package.program.functions.values():
-        for operation in function.block.walk():
-            value = operation.attributes.get("val")
-            if operation.type == "const" and isinstance(value, Blob):
-                yield operation.outputs[0].name, value
 
 
 def _stored(package: Package, blob: Blob) -> np.memmap:
