@@ -171,7 +171,7 @@ def _half_cumsum(x: Tensor, dim: int) -> Tensor:
 def _half_matmul(a: Tensor, b: Tensor) -> Tensor:
     left = a.unsqueeze(0) if a.dim() == 1 else a
     right = b.unsqueeze(1) if b.dim() == 1 else b
-    batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])  # type: ignore[no-untyped-call]
+    batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     length, columns = right.shape[-2:]
     per_row = math.prod(batch) * columns * -(-length // BLOCK)
     rows = max(1, _MAX_TEMPORARY // max(1, per_row))

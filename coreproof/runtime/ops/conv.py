@@ -12,6 +12,7 @@ from torch import Tensor
 
 from coreproof.errors import UnsupportedOpError
 from coreproof.runtime.numerics import Numerics
+from coreproof.runtime.ops.quantization import along
 from coreproof.runtime.registry import Ints, op
 
 
@@ -111,3 +112,30 @@ def _cuts(full: Sequence[int], wanted: Sequence[int] | None, pad_type: str, pad:
         before = max(0, size - target) // 2 if pad_type == "same" else before
         cuts += (before, size - target - before)
     return tuple(cuts)
+
+
+@op("conv_quantized")
+def conv_quantized(
+    x: Tensor,
+    weight: Tensor,
+    quantization_type: str,
+    quant_scale: Tensor,
+    quant_bias: Tensor,
+    bias: Tensor | None = None,
+    nbits: int = 8,
+    strides: Ints | None = None,
+    pad_type: str = "valid",
+    pad: Ints | None = None,
+    dilations: Ints | None = None,
+    groups: int = 1,
+    *,
+    num: Numerics,
+) -> Tensor:
+    """``conv`` with the weight ``weight * quant_scale + quant_bias``, scalars or one an output channel.
+
+    Raises UnsupportedOpError for the type ``lut``, whose table MIL does not say where to find.
+    """
+    if quantization_type != "linear":
+        raise UnsupportedOpError(f"conv_quantized of type {quantization_type!r}: expected linear")
+    values = weight.float() * along(quant_scale, weight, 0) + along(quant_bias, weight, 0)
+    return conv(x, values, bias, strides, pad_type, pad, dilations, groups, num=num)

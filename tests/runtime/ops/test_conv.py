@@ -211,3 +211,16 @@ def test_pad_is_ignored_unless_custom() -> None:
 def test_bad_padding(arguments: dict[str, str]) -> None:
     with pytest.raises(UnsupportedOpError, match="pad_type"):
         ours("conv", x=halves(1, 2, 5), weight=halves(2, 2, 3), **arguments)
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_conv_quantized(vector: bool) -> None:
+    x, weight = halves(1, 3, 8), np.random.default_rng(0).integers(0, 256, (2, 3, 3)).astype(np.uint8)
+    scale, bias = np.float32([0.02, 0.01]), np.float32([-2, -1])
+    scale, bias = (scale, bias) if vector else (scale[0], bias[0])
+    values = weight * np.reshape(scale, (-1, 1, 1)) + np.reshape(bias, (-1, 1, 1))
+    arguments = {"x": x, "weight": weight, "quant_scale": scale, "quant_bias": bias}
+    got = ours("conv_quantized", quantization_type="linear", **arguments)
+    np.testing.assert_allclose(got, correlate(x, values, [1], [1], 1, _dot), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UnsupportedOpError, match="'lut'"):
+        ours("conv_quantized", quantization_type="lut", **arguments)

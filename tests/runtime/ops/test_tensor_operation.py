@@ -179,3 +179,69 @@ def test_select() -> None:
 
 def test_identity() -> None:
     assert_same(ours("identity", x=X), inferred("identity", x=X))
+
+
+def _suppressed(
+    boxes: np.ndarray, scores: np.ndarray, iou: float, most: int, classes: np.ndarray
+) -> list[int]:
+    """Greedy suppression by the definition, one pair of boxes at a time."""
+
+    def overlap(a: np.ndarray, b: np.ndarray) -> float:
+        width, height = (
+            max(
+                0.0,
+                min(a[d] + a[d + 2] / 2, b[d] + b[d + 2] / 2) - max(a[d] - a[d + 2] / 2, b[d] - b[d + 2] / 2),
+            )
+            for d in (0, 1)
+        )
+        return width * height / (a[2] * a[3] + b[2] * b[3] - width * height)
+
+    chosen: list[int] = []
+    for i in np.argsort(-scores):
+        if all(overlap(boxes[i], boxes[j]) <= iou or classes[i] != classes[j] for j in chosen):
+            chosen.append(int(i))
+    return chosen[:most]
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("iou", [0.05, 0.3, 0.9])
+@pytest.mark.parametrize("threshold", [-100.0, 0.5])
+def test_non_maximum_suppression(iou: float, threshold: float, per_class: bool) -> None:
+    boxes = rng(1).uniform(1, 10, (2, 30, 4)).astype(np.float32)
+    scores = normal(2, 30, 3)
+    options = {"iou_threshold": iou, "max_boxes": 8, "per_class_suppression": per_class}
+    got = ours("non_maximum_suppression", boxes=boxes, scores=scores, score_threshold=threshold, **options)
+    for item in range(2):
+        best = scores[item].max(1)
+        eligible = np.nonzero(best >= threshold)[0]
+        kinds = scores[item].argmax(1) if per_class else np.zeros(30)
+        chosen = _suppressed(boxes[item][eligible], best[eligible], iou, 8, kinds[eligible])
+        places = eligible[chosen]
+        count = len(places)
+        assert got[3][item] == count
+        assert got[2][item].tolist() == [*places.tolist(), *[-1] * (8 - count)]
+        np.testing.assert_array_equal(got[0][item, :count], boxes[item][places])
+        np.testing.assert_array_equal(got[1][item, :count], scores[item][places])
+        assert not got[0][item, count:].any()
+    if threshold < 0:
+        flipped = {"boxes": boxes.swapaxes(1, 2), "scores": scores.swapaxes(1, 2)}
+        newer = ours("non_maximum_suppression", "ios17", **flipped, **options)
+        np.testing.assert_array_equal(newer[0], got[0].swapaxes(1, 2))
+        np.testing.assert_array_equal(newer[1], got[1].swapaxes(1, 2))
+        np.testing.assert_array_equal(newer[2], got[2])
+
+
+def test_suppression_example() -> None:
+    """The values of coremltools 9.0 ops/tests/iOS14/test_tensor_operation.py."""
+    boxes = np.repeat(np.arange(4, dtype=np.float32), 4).reshape(1, 4, 4)
+    scores = np.array([[[-3.5], [9.4], [2.3], [0.7]]], np.float32)
+    options = {"iou_threshold": 0.2, "score_threshold": 0.4, "max_boxes": 2, "per_class_suppression": True}
+    got = ours("non_maximum_suppression", boxes=boxes, scores=scores, **options)
+    assert got[2].tolist() == [[1, 2]]
+    assert got[3].tolist() == [2]
+
+
+def test_suppression_takes_at_least_one() -> None:
+    boxes, scores = np.ones((1, 3, 4), np.float32), np.array([[[1], [3], [2]]], np.float32)
+    options = {"iou_threshold": 0.5, "score_threshold": 10.0, "max_boxes": 2}
+    assert ours("non_maximum_suppression", boxes=boxes, scores=scores, **options)[2].tolist() == [[1, -1]]
