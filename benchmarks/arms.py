@@ -179,7 +179,6 @@ def prepare_onnx(folder: Path) -> dict[str, float]:
         example_tensors(),
         folder / "minilm.onnx",
         input_names=list(example_inputs()),
-        output_names=["embedding"],
         external_data=False,
         verbose=False,
     )
@@ -194,8 +193,8 @@ def describe_machine(folder: Path) -> dict[str, str | int]:
 
 
 ARMS: Mapping[str, Callable[[Path], Mapping[str, Any]]] = {
-    "coreproof export": coreproof_export,
-    "ct.convert + save": plain_export,
+    "coreproof": coreproof_export,
+    "ct.convert": plain_export,
     "mil fp32": partial(mil, "fp32", "fp32"),
     "mil typed": partial(mil, "fp16", "typed"),
     "torch eager": torch_eager,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from arms import NEEDS, RUNS
@@ -20,7 +21,7 @@ from harness import PEAK, Comparison, Figures, Ratio, Side, measure, ratios, run
 from coreproof.cli.console import err, out, print_json, progress, size, table
 
 COMPARISONS = (
-    Comparison("export", Side("coreproof export", "seconds"), Side("ct.convert + save", "seconds")),
+    Comparison("export", Side("coreproof", "seconds"), Side("ct.convert", "seconds")),
     Comparison("runtime", Side("mil fp32", "warm"), Side("torch eager", "warm")),
     Comparison("runtime", Side("mil fp32", "warm"), Side("onnxruntime", "warm")),
     Comparison("runtime", Side("mil typed", "warm"), Side("torch eager", "warm")),
@@ -35,7 +36,7 @@ NOTE = f"""
 Ratios of medians, in brackets the least and the greatest of a pair of processes.
 export   from the checkpoint on disk to one fp16 package flushed to disk, tracing included
 runtime  a warm prediction, 1 x 128 tokens, median of {RUNS} a process; memory of the whole process
-open     opening with torch imported; memory is the growth of the peak
+open     opening with torch imported already; memory is what it adds to the peak
 first    the first prediction of a process against its warm ones
 """
 
@@ -64,7 +65,9 @@ def main() -> int:
     preparations = dict.fromkeys(NEEDS[arm] for arm in arms if arm in NEEDS)
     with tempfile.TemporaryDirectory(prefix="coreproof-bench-") as folder, progress() as report:
         run = partial(_run, Path(folder), given.threads)
-        made, failures = measure(["machine", *preparations], 1, run, report)
+        report("machine", 0, 1)
+        machine = run("machine")
+        _, failures = measure(list(preparations), 1, run, report)
         samples, broken = measure([a for a in arms if NEEDS.get(a) not in failures], given.pairs, run, report)
     failures |= broken
     machine = {
@@ -82,7 +85,7 @@ def main() -> int:
             }
         )
     else:
-        _print(results, machine, given.pairs)
+        _print(results, samples, machine)
     for arm, reason in failures.items():
         err.print(f"{arm} failed: {reason}", style="red", markup=False)
     return 1 if failures else 0
@@ -98,27 +101,31 @@ def _as_json(comparison: Comparison, seconds: Ratio, memory: Ratio | None) -> di
 
 
 def _print(
-    results: Sequence[tuple[Comparison, Ratio, Ratio | None]], machine: Mapping[str, Any], pairs: int
+    results: Sequence[tuple[Comparison, Ratio, Ratio | None]],
+    samples: Mapping[str, Sequence[Figures]],
+    machine: Mapping[str, Any],
 ) -> None:
-    heads = ("", "A", "B", "A>", "B>", "time A/B>", "A>", "B>", "memory A/B>")
-    rows = [
-        (c.name, *_arms(c), *_cells(time, _duration), *_cells(memory, size)) for c, time, memory in results
-    ]
-    table(heads, rows)
-    out.print(NOTE.strip())
-    out.print(f"{pairs} processes an arm; " + ", ".join(f"{key} {value}" for key, value in machine.items()))
+    rows = [(c.name, *_sides(c), *_cells(seconds), *_cells(memory)) for c, seconds, memory in results]
+    table(("", "A", "B", "time A/B>", "min..max>", "memory A/B>", "min..max>"), rows)
+    out.print(f"\n{NOTE.strip()}\n")
+    table(("arm", "processes>", "medians"), [(arm, len(s), _medians(s)) for arm, s in samples.items()])
+    out.print("\n" + ", ".join(f"{key} {value}" for key, value in machine.items()))
 
 
-def _arms(comparison: Comparison) -> tuple[str, str]:
+def _sides(comparison: Comparison) -> tuple[str, str]:
     """The names of both sides, with the figure where only that tells them apart."""
     a, b = comparison.a, comparison.b
     return (f"{a.arm}, {a.seconds}", f"{b.arm}, {b.seconds}") if a.arm == b.arm else (a.arm, b.arm)
 
 
-def _cells(ratio: Ratio | None, unit: Callable[[Any], str]) -> tuple[str, str, str]:
-    if ratio is None:
-        return "", "", ""
-    return unit(ratio.a), unit(ratio.b), f"{ratio.value:.2f} ({ratio.low:.2f}..{ratio.high:.2f})"
+def _cells(ratio: Ratio | None) -> tuple[str, str]:
+    return (f"{ratio.value:.2f}", f"{ratio.low:.2f}..{ratio.high:.2f}") if ratio else ("", "")
+
+
+def _medians(samples: Sequence[Figures]) -> str:
+    medians = {key: median(sample[key] for sample in samples) for key in samples[0]}
+    units = {key: size if key.endswith("bytes") else _duration for key in medians}
+    return ", ".join(f"{key.removesuffix('_bytes')} {units[key](value)}" for key, value in medians.items())
 
 
 def _duration(seconds: float) -> str:

@@ -138,6 +138,25 @@ def test_full_disk_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert _names(tmp_path) == []
 
 
+def test_everything_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    flushed: list[tuple[int, bool]] = []
+    final, fsync = tmp_path / "out", os.fsync
+
+    def recording(descriptor: int) -> None:
+        fsync(descriptor)
+        flushed.append((os.fstat(descriptor).st_ino, final.exists()))
+
+    monkeypatch.setattr(os, "fsync", recording)
+    with atomic_directory(final) as new:
+        (new / "sub").mkdir()
+        (new / "sub" / "a").touch()
+        (new / "b").touch()
+    assert {inode for inode, renamed in flushed if not renamed} == {
+        p.stat().st_ino for p in (final, final / "sub", final / "sub" / "a", final / "b")
+    }
+    assert flushed[-1] == (tmp_path.stat().st_ino, True)
+
+
 def test_errors_of_the_callers_reading_are_not_relabelled(tmp_path: Path):
     with pytest.raises(FileNotFoundError), atomic_directory(tmp_path / "out"):
         (tmp_path / "absent").read_bytes()

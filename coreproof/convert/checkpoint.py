@@ -32,7 +32,7 @@ class Checkpoint:
     """A checkpoint after its recipe has read it.
 
     ``tensors`` holds arrays under the names of the torch modules' state dict, memory-mapped where
-    nothing is folded; ``origins`` has one entry for each of them. ``files`` are the files that
+    the reader can; ``origins`` has one entry for each of them. ``files`` are the files that
     were read, in path order. ``unused`` names the keys knowingly left out, with the reason.
     ``seed`` is None unless ``coreproof synth`` made the checkpoint.
     """

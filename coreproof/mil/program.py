@@ -17,8 +17,9 @@ from coreproof.mil.types import ValueType
 class Immediate:
     """A value written in the program itself.
 
-    ``data``: a numpy array in the type's numpy dtype for tensors (0-d for scalars), a str or a
-    list of str for strings, a tuple for lists and tuples, a tuple of (key, value) for dictionaries.
+    ``data``: a numpy array in the type's numpy dtype for tensors (0-d for scalars), its stored bytes
+    as uint8 for types numpy lacks, a str or a list of str for strings, a tuple of such data for
+    lists and tuples, a tuple of (key, value) for dictionaries.
     """
 
     type: ValueType

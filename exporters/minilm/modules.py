@@ -122,6 +122,7 @@ class SentenceEncoder(nn.Module):
         super().__init__()
         self.embeddings = Embeddings(config)
         self.encoder = Stack(config)
+        self.pooled = (1, config["hidden_size"])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         mask = attention_mask.to(torch.float32)
@@ -136,7 +137,7 @@ class SentenceEncoder(nn.Module):
         rounding of 1 / count is a common factor that the normalisation removes.
         """
         weights = mask / mask.sum(dim=-1, keepdim=True).clamp_min(1.0)
-        return torch.matmul(weights.reshape(1, 1, SEQUENCE_LENGTH), x).reshape(1, x.shape[-1])
+        return torch.matmul(weights.reshape(1, 1, SEQUENCE_LENGTH), x).reshape(self.pooled)
 
 
 def build(checkpoint: Checkpoint, encoder: type[SentenceEncoder] = SentenceEncoder) -> SentenceEncoder:

@@ -16,7 +16,6 @@ from coreproof.runtime.ops.quantization import along
 from coreproof.runtime.registry import Ints, op
 
 
-@lru_cache(maxsize=4096)
 def paddings(
     pad_type: str, pad: Ints | None, sizes: Ints, kernel: Ints, strides: Ints, dilations: Ints
 ) -> Ints:
@@ -27,17 +26,22 @@ def paddings(
 
     Raises UnsupportedOpError for another type, or ``custom`` without ``pad``.
     """
-    if pad_type == "valid":
-        return (0, 0) * len(sizes)
     if pad_type == "custom" and pad is not None:
         return pad
+    if pad_type == "valid":
+        return (0, 0) * len(sizes)
     if pad_type not in ("same", "same_lower"):
         raise UnsupportedOpError(f"pad_type {pad_type!r} is not valid, same, same_lower or custom with a pad")
+    return _same(sizes, kernel, strides, dilations, pad_type == "same_lower")
+
+
+@lru_cache(maxsize=4096)
+def _same(sizes: Ints, kernel: Ints, strides: Ints, dilations: Ints, lower: bool) -> Ints:
     pads: list[int] = []
     for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         total = max(0, (-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size)
         less, more = total // 2, total - total // 2
-        pads += (more, less) if pad_type == "same_lower" else (less, more)
+        pads += (more, less) if lower else (less, more)
     return tuple(pads)
 
 
@@ -58,7 +62,7 @@ def conv(
     padding as in :func:`paddings`."""
     ones = (1,) * (x.dim() - 2)
     strides, dilations = strides or ones, dilations or ones
-    pads = paddings(pad_type, pad, tuple(x.shape[2:]), tuple(weight.shape[2:]), strides, dilations)
+    pads = paddings(pad_type, pad, x.shape[2:], weight.shape[2:], strides, dilations)
     return num.convolve(x, weight, bias, strides, pads, dilations, groups)
 
 

@@ -31,14 +31,25 @@ def _bounded(indices: Tensor, size: int, validate: bool = False) -> Tensor:
 
 def _gather(x: Tensor, indices: Tensor, axis: int, batch_dims: int, validate: bool) -> Tensor:
     axis %= x.dim()
-    places = _bounded(indices, x.shape[axis], validate)
     if batch_dims == 0:
-        picked = torch.index_select(x, axis, places.reshape(-1))
-        return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+        if indices.dim() == 1:
+            return _select(x, axis, indices, validate)
+        picked = _select(x, axis, indices.reshape(-1), validate)
+        return picked.reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
+    places = _bounded(indices, x.shape[axis], validate)
     index = (*_batch_index(x, batch_dims, indices.dim()), places)
     picked = x.movedim(axis, batch_dims)[index]
     before = range(axis - batch_dims)  # the dimensions between the batch and the axis
     return picked.movedim([indices.dim() + d for d in before], [batch_dims + d for d in before])
+
+
+def _select(x: Tensor, axis: int, indices: Tensor, validate: bool) -> Tensor:
+    if x.is_cpu and not validate:
+        try:
+            return torch.index_select(x, axis, indices)  # checks its indices, but knows no negative ones
+        except (IndexError, RuntimeError):
+            pass
+    return torch.index_select(x, axis, _bounded(indices, x.shape[axis], validate))
 
 
 def _batch_index(x: Tensor, batch_dims: int, rank: int) -> list[Tensor]:

@@ -30,8 +30,6 @@ def scaled_dot_product_attention(
     result = F.scaled_dot_product_attention(query, key, value, attn_mask)
     if attn_mask is None:
         return result
-    if attn_mask.dtype is torch.bool:
-        blind = ~attn_mask.any(-1, keepdim=True)
-    else:
-        blind = attn_mask.amax(-1, keepdim=True) == -math.inf
-    return result.masked_fill(blind, math.nan) if blind.any() else result
+    nothing = False if attn_mask.dtype is torch.bool else -math.inf
+    best = attn_mask.amax(-1, keepdim=True)
+    return result.masked_fill(best == nothing, math.nan) if best.amin().item() == nothing else result

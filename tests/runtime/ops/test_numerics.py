@@ -59,9 +59,9 @@ def test_half_matmul_broadcasts(a: tuple[int, ...], b: tuple[int, ...]) -> None:
 
 
 def test_half_matmul_in_row_blocks_is_the_same() -> None:
-    a, b = torch.from_numpy(halves(300, 64)), torch.from_numpy(halves(64, 4000, seed=1))
+    a, b = torch.from_numpy(halves(10, 33)), torch.from_numpy(halves(33, 60000, seed=1))
     whole = FP16ACC.matmul(a, b)
-    np.testing.assert_array_equal(whole[299:], FP16ACC.matmul(a[299:], b))
+    np.testing.assert_array_equal(whole[9:], FP16ACC.matmul(a[9:], b))
 
 
 def test_half_linear() -> None:
