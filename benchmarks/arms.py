@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 TOKENS = 128
-WARM_UP = 10
-RUNS = 100
+WARM_UP = 5
+RUNS = 50
 
 Predict = Callable[[], object]
 

@@ -68,8 +68,8 @@ def run_arm(command: Sequence[str], threads: int) -> Figures:
     if child.returncode:
         raise ArmError(complained or f"exit status {child.returncode}")
     try:
-        figures = json.loads(said)
-    except ValueError:
+        figures = dict(json.loads(said))
+    except (ValueError, TypeError):
         raise ArmError(f"printed {said!r}, expected a JSON object of figures") from None
     # Linux counts the memory of the process that a child was forked from into the child's peak.
     peak = usage.ru_maxrss * _MAXRSS_UNIT

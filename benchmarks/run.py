@@ -1,14 +1,11 @@
-"""Export, runtime and opening of MiniLM against the alternatives, as ratios.
-
-python benchmarks/run.py [NAME...] [--pairs N] [--threads N] [--json]
-"""
+"""Export, runtime and opening of MiniLM against the alternatives, as ratios."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -33,18 +30,16 @@ COMPARISONS = (
     Comparison("first", Side("torch eager", "first", None), Side("torch eager", "warm", None)),
 )
 NOTE = f"""
-Ratios of medians, in brackets the least and the greatest of a pair of processes.
-export   from the checkpoint on disk to one fp16 package flushed to disk, tracing included
-runtime  a warm prediction, 1 x 128 tokens, median of {RUNS} a process; memory of the whole process
-open     opening with torch imported already; memory is what it adds to the peak
+A/B of the medians; min..max are of the single pairs of processes.
+export   checkpoint on disk to one fp16 package flushed to disk, with tracing
+runtime  a warm prediction of 1 x 128 tokens (median of {RUNS} in a process)
+open     opening, with torch imported already; memory is what it adds to the peak
 first    the first prediction of a process against its warm ones
 """
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     names = sorted({c.name for c in COMPARISONS})
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(names)}; all by default")
     parser.add_argument("--pairs", type=int, default=5, help="processes for each arm, at least 3 (default 5)")
@@ -52,7 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     given = parser.parse_args()
     if unknown := set(given.names) - set(names):
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; choose {', '.join(names)}")
     if given.pairs < 3 or given.threads < 1:
         parser.error("--pairs must be at least 3 and --threads at least 1")
     return given
@@ -66,13 +61,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="coreproof-bench-") as folder, progress() as report:
         run = partial(_run, Path(folder), given.threads)
         report("machine", 0, 1)
-        machine = run("machine")
+        machine = {key: value for key, value in run("machine").items() if key != PEAK}
         _, failures = measure(list(preparations), 1, run, report)
         samples, broken = measure([a for a in arms if NEEDS.get(a) not in failures], given.pairs, run, report)
     failures |= broken
-    machine = {
-        key: value for sample in made.get("machine", ()) for key, value in sample.items() if key != PEAK
-    }
     results = [(c, *ratios(c, samples)) for c in chosen if {c.a.arm, c.b.arm} <= samples.keys()]
     if given.json:
         print_json(

@@ -61,15 +61,9 @@ def blobs(program: Program) -> Iterator[tuple[str, Blob]]:
     found: dict[tuple[str, int], tuple[str, Blob]] = {}
     for _, function in sorted(program.functions.items()):
         for operation in function.block.walk():
-            values = [
-                *operation.attributes.items(),
-                *((n, b) for n, bs in operation.inputs.items() for b in bs),
-            ]
-            for argument, value in values:
-                if isinstance(value, Blob):
-                    output = operation.outputs[0].name
-                    name = output if operation.type == "const" else f"{output}.{argument}"
-                    found.setdefault((value.file, value.offset), (name, value))
+            for argument, blob in operation.blobs():
+                name = operation.outputs[0].name if operation.type == "const" else f"{operation.name}.{argument}"
+                found.setdefault((blob.file, blob.offset), (name, blob))
     for key in sorted(found):
         yield found[key]
 

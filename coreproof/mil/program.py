@@ -73,6 +73,14 @@ class Operation:
             return str(value.data)
         return self.outputs[0].name if self.outputs else self.type
 
+    def blobs(self) -> Iterator[tuple[str, Blob]]:
+        """The weights this op refers to, with the attribute or argument that does."""
+        for name, value in self.attributes.items():
+            if isinstance(value, Blob):
+                yield name, value
+        for name, bindings in self.inputs.items():
+            yield from ((name, binding) for binding in bindings if isinstance(binding, Blob))
+
 
 @dataclass(frozen=True, slots=True)
 class Block:

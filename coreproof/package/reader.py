@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from coreproof.errors import PackageError
 from coreproof.files import is_directory
 from coreproof.mil.from_proto import read_program
-from coreproof.mil.program import Blob, Program, Value
+from coreproof.mil.program import Blob, Program
 from coreproof.mil.types import TensorType
 from coreproof.package.blob import BlobEntry, WeightFile
 from coreproof.package.layout import list_files, read_layout, safe_join
@@ -139,12 +139,9 @@ def program_blobs(program: Program) -> Iterator[tuple[str, Blob]]:
             yield f"program attribute {name!r}", value
     for function in program.functions.values():
         for operation in function.block.walk():
-            bound: list[tuple[str, Value | Any]] = list(operation.attributes.items())
-            bound += [(name, binding) for name, group in operation.inputs.items() for binding in group]
-            for name, value in bound:
-                if isinstance(value, Blob):
-                    where = f"function {function.name!r}, op {operation.name!r} ({operation.type})"
-                    yield f"{where}, argument {name!r}", value
+            where = f"function {function.name!r}, op {operation.name!r} ({operation.type})"
+            for name, blob in operation.blobs():
+                yield f"{where}, argument {name!r}", blob
 
 
 def relative_name(name: str) -> str:

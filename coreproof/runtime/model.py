@@ -58,6 +58,7 @@ class Model:
             raise PackageError(
                 f"{self.path}: no function {self.function_name!r}; it has {', '.join(package.program.functions)}"
             )
+        package.check()
         self.contract: Contract = read_contract(package.spec, self.function_name)
         self._compiled = compile_function(function, package.weights.array, mode, hook)
         self._check_features()

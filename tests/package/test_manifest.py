@@ -251,6 +251,11 @@ def test_not_a_build(tmp_path: Path):
         load_manifest(tmp_path)
 
 
+def _fill_receipts(build: Path) -> None:
+    (build / "receipts").mkdir()
+    (build / "receipts" / "x.json").touch()
+
+
 def _flip(build: Path) -> None:
     (build / "toy.mlpackage/Data/weights").write_bytes(b"abb")
 
@@ -267,6 +272,7 @@ def _flip(build: Path) -> None:
             "toy.mlpackage/coreproof.json is not listed",
         ),
         (lambda b: (b / "tokens.txt").write_bytes(b"abcd"), "tokens.txt has 4 bytes, coreproof.json says 3"),
+        (_fill_receipts, "receipts/x.json is not listed"),
         (_flip, "toy.mlpackage/Data/weights has sha256 [0-9a-f]{64}, coreproof.json says ba7816bf"),
     ],
 )
