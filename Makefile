@@ -19,6 +19,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: venv
 	$(BIN)/coreproof export minilm --checkpoint $(MINILM) --output build/minilm
 	$(BIN)/coreproof verify build/minilm --checkpoint $(MINILM)
+	$(BIN)/coreproof run build/minilm/minilm_encoder_fp16.mlpackage --input examples/minilm_sentence.json
 	$(BIN)/coreproof validate build/minilm
 
 test: venv check

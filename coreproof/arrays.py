@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,23 @@ from coreproof.jsonio import json_number, read_json
 from coreproof.mil.contract import Contract
 
 _MAX_JSON = 256 << 20
+# What numpy and zipfile raise on files that are not what they claim to be.
+_UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 def read_inputs(arguments: Sequence[str], contract: Contract) -> dict[str, np.ndarray]:
     """The arrays that ``NAME=FILE.npy``, ``FILE.npz`` and ``FILE.json`` arguments name.
 
-    JSON numbers become the dtype the contract declares. Raises InputError naming the argument.
+    JSON numbers become the dtype the contract declares, and must fit it: no fraction for an integer,
+    nothing that overflows. Raises InputError naming the argument.
     """
     arrays: dict[str, np.ndarray] = {}
     for argument in arguments:
@@ -53,7 +66,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     with stored:
         try:
             return {name: stored[name] for name in stored.files}
-        except (ValueError, OSError, EOFError) as error:
+        except MemoryError as error:
+            raise InputError(f"{path}: too large ({error})") from None
+        except _UNREADABLE as error:
             raise InputError(f"{path}: unreadable array ({error})") from None
 
 
@@ -62,7 +77,9 @@ def _load(path: Path) -> Any:
         return np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (ValueError, OSError, EOFError) as error:
+    except MemoryError as error:
+        raise InputError(f"{path}: too large ({error})") from None
+    except _UNREADABLE as error:
         raise InputError(f"{path}: not a readable numpy file ({error})") from None
 
 
@@ -71,10 +88,22 @@ def _read_json(path: Path, contract: Contract) -> dict[str, np.ndarray]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected an object of NAME: nested lists of numbers")
     dtypes = {f.name: f.dtype for f in contract.inputs}
+    return {name: _array(f"{path}: {name!r}", numbers, dtypes.get(name)) for name, numbers in value.items()}
+
+
+def _array(where: str, numbers: Any, dtype: str | None) -> np.ndarray:
     try:
-        return {name: np.asarray(numbers, dtype=dtypes.get(name)) for name, numbers in value.items()}
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{path}: {error}") from None
+        given = np.asarray(numbers)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+    if given.dtype.kind not in "biuf":
+        raise InputError(f"{where}: expected nested lists of numbers")
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = given.astype(dtype or given.dtype)
+    fits = np.isfinite(array).all() if array.dtype.kind == "f" else np.array_equal(array, given)
+    if not fits:
+        raise InputError(f"{where}: a number does not fit dtype {dtype}")
+    return array
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -33,10 +33,12 @@ _FIXTURES = "coreproof_fixtures"
 class ModelParts:
     """Where a model's parts are; each is imported when it is asked for.
 
-    ``fixtures``: folders that may hold recorded references of this model.
+    ``argument``: what names the model on the command line. ``fixtures``: folders that may hold
+    recorded references of this model.
     """
 
     name: str
+    argument: str
     package: str
     suite_module: str
     gates: Path
@@ -69,21 +71,42 @@ def find(model: str) -> ModelParts:
     if model in shipped():
         validation, fixtures = (Path(next(iter(import_module(p).__path__))) for p in (_VALIDATION, _FIXTURES))
         return ModelParts(
-            model,
-            f"{_EXPORTERS}.{model}",
-            f"{_VALIDATION}.{model}",
-            validation / f"{model}.toml",
-            (fixtures / model,),
+            name=model,
+            argument=model,
+            package=f"{_EXPORTERS}.{model}",
+            suite_module=f"{_VALIDATION}.{model}",
+            gates=validation / f"{model}.toml",
+            fixtures=(fixtures / model,),
         )
     folder = Path(model)
     if (folder / "recipe.py").is_file():
         package = _folder_package(folder.resolve())
         return ModelParts(
-            folder.resolve().name, package, f"{package}.suite", folder / "gates.toml", (folder / "fixtures",)
+            name=folder.resolve().name,
+            argument=model,
+            package=package,
+            suite_module=f"{package}.suite",
+            gates=folder / "gates.toml",
+            fixtures=(folder / "fixtures",),
         )
     looks_like_path = "/" in model or folder.exists()
     wrong = f"{model}: no recipe.py in that folder" if looks_like_path else f"no model named {model!r}"
     raise UsageError(f"{wrong}; give one of {', '.join(shipped())}, or a folder with a recipe.py")
+
+
+def of_build(made_as: str, given: str | None) -> ModelParts:
+    """The parts for a build of the model ``made_as``: those of ``given``, else those shipped.
+
+    Raises UsageError when ``given`` is another model, or is left out for one that is not shipped.
+    """
+    if given is None and made_as not in shipped():
+        raise UsageError(
+            f"the build is of {made_as!r}, which is not shipped; pass --model with its recipe folder"
+        )
+    parts = find(given or made_as)
+    if parts.recipe().name != made_as:
+        raise UsageError(f"--model {given} is {parts.recipe().name!r}, the build is of {made_as!r}")
+    return parts
 
 
 def _folder_package(folder: Path) -> str:
@@ -107,6 +130,10 @@ def _import(module: str) -> ModuleType:
         raise UsageError(
             f"{module.rpartition('.')[2]}.py needs the Python package {error.name!r}; install it"
         ) from None
+    except Exception as error:  # a recipe is anyone's code
+        raise UsageError(
+            f"{module.rpartition('.')[2]}.py cannot be imported: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _attribute(module: str, name: str, kind: type[T]) -> T:

@@ -54,7 +54,7 @@ def split_cases(arrays: Arrays, contract: Contract, stage: str) -> Sequence[Case
         raise InputError(
             f"the reference needs {wanted} and at least one expected/NAME; it has {', '.join(arrays) or 'nothing'}"
         )
-    rate = int(arrays["sample_rate"]) if "sample_rate" in arrays else None
+    rate = _sample_rate(arrays.get("sample_rate"))
     first = contract.inputs[0]
     several = inputs[first.name].ndim == len(first.shape) + 1
     if not several:
@@ -64,6 +64,14 @@ def split_cases(arrays: Arrays, contract: Contract, stage: str) -> Sequence[Case
         raise InputError(f"the reference's arrays hold different numbers of cases: {counts}")
     number = counts[first.name]
     return [Case(f"case {i}", stage, [_at(inputs, i)], _at(expected, i), rate) for i in range(number)]
+
+
+def _sample_rate(number: np.ndarray | None) -> int | None:
+    if number is None:
+        return None
+    if number.shape != () or number.dtype.kind not in "iuf" or not 0 < number < 1e9 or number % 1:
+        raise InputError(f"sample_rate is {number}; give one whole number of Hz")
+    return int(number)
 
 
 def _at(arrays: dict[str, np.ndarray], index: int) -> dict[str, np.ndarray]:

@@ -37,13 +37,16 @@ class Proof:
         return asdict(self)
 
 
-def prove(build: Path, parts: ModelParts, checkpoint: Path | None, report: Report) -> list[Proof]:
-    """One proof for each (gate, control it names, package it applies to).
+def prove(
+    build: Path, parts: ModelParts, checkpoint: Path | None, fixture: Path | None, report: Report
+) -> list[Proof]:
+    """One proof for each (gate, control it names, package it applies to); ``checkpoint`` and
+    ``fixture`` as :func:`coreproof.validate.validate` takes them.
 
     Raises UsageError when a control changes the Stage and no checkpoint is given to re-export
     from, JudgedBadError when the build does not pass before anything is planted.
     """
-    if not validate(build, parts, "mil", checkpoint, None, report).passed:
+    if not validate(build, parts, "mil", checkpoint, fixture, report).passed:
         raise JudgedBadError(f"{build} does not pass as it is; run coreproof validate first")
     suite = parts.suite()
     gates = load_gates(parts.gates)
@@ -59,7 +62,7 @@ def prove(build: Path, parts: ModelParts, checkpoint: Path | None, report: Repor
                 shutil.copytree(build, copy)
                 _plant(control, copy, record, parts, checkpoint, report)
                 _sign(copy, manifest, record)
-                judged = validate(copy, parts, "mil", checkpoint, None, report)
+                judged = validate(copy, parts, "mil", checkpoint, fixture, report)
                 proofs.extend(_read(judged, control, record, naming))
                 shutil.rmtree(copy)
     return proofs

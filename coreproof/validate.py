@@ -124,7 +124,7 @@ def _fixture(
     if checkpoint is None:
         raise FixtureError(
             f"no reference for checkpoint {digest[:12]} of {manifest.model}; pass --checkpoint, or run "
-            f"coreproof reference {manifest.model} --checkpoint CHECKPOINT -o {parts.fixtures[0]}"
+            f"coreproof reference {parts.argument} --checkpoint CHECKPOINT -o {parts.fixtures[0]}"
         )
     report("running the official implementation", 0, 1)
     return load(

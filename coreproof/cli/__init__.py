@@ -1,6 +1,7 @@
 """The ``coreproof`` command: one verb a job.
 
-Exit status: 0 good, 1 judged bad (a gate failed, bytes differ), 2 wrong use or bad input.
+Exit status: 0 good, 1 judged bad (a gate failed, bytes differ), 2 wrong use or bad input,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import typer
 
 import coreproof
 from coreproof.cli import build, judge, look
-from coreproof.cli.console import end, out
+from coreproof.cli.console import INTERRUPTED, end, err, out
 
 app = typer.Typer(
     help="Core ML exports you can prove: deterministic packages, run and judged on any machine.",
@@ -56,7 +57,9 @@ def main() -> None:
     """Entry point of the console script."""
     try:
         app(standalone_mode=True)
-    except SystemExit:
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer's own way to end on Control-C
+            err.print("interrupted; nothing half-written was left behind")
         raise
-    except BaseException as error:
+    except Exception as error:
         sys.exit(end(error, _debug))

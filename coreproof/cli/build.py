@@ -68,6 +68,7 @@ def synth(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder. Default: checkpoints/MODEL-SIZE-SEED.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write a synthetic checkpoint with the published file names, keys and shapes."""
     from coreproof import catalog
@@ -84,13 +85,17 @@ def synth(
     ):
         report(f"{parts.name}: drawing weights", 0, 1)
         parts.recipe().synth(temporary, size_, seed)
-    out.print(f"synthetic {parts.name} checkpoint, {size_}, seed {seed} -> {folder}")
+    if as_json:
+        print_json({"model": parts.name, "size": size_, "seed": seed, "folder": str(folder)})
+    else:
+        out.print(f"synthetic {parts.name} checkpoint, {size_}, seed {seed} -> {folder}")
 
 
 def reference(
     model: Model,
     checkpoint: Annotated[Path, typer.Option("--checkpoint", "-c", help="Checkpoint folder or file.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for fixtures.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Compute the expected tensors with the official implementation."""
     from coreproof import catalog
@@ -99,13 +104,17 @@ def reference(
     from coreproof.validate import cached_fixtures
 
     parts = catalog.find(model)
-    loaded = parts.recipe().load(checkpoint)
+    recipe = parts.recipe()
+    loaded = recipe.load(checkpoint)
     with progress() as report:
-        report(f"{parts.name}: running the official implementation", 0, 1)
+        report(f"{recipe.name}: running the official implementation", 0, 1)
         computed = parts.compute_reference()(checkpoint)
     digest = checkpoint_digest(loaded.files)
-    folder = save(computed, parts.name, digest, output or cached_fixtures(parts.name))
-    out.print(f"{len(computed.arrays)} arrays for {loaded.kind} checkpoint {digest[:12]} -> {folder}")
+    folder = save(computed, recipe.name, digest, output or cached_fixtures(recipe.name))
+    if as_json:
+        print_json({"model": parts.name, "checkpoint_sha256": digest, "folder": str(folder)})
+    else:
+        out.print(f"{len(computed.arrays)} arrays for {loaded.kind} checkpoint {digest[:12]} -> {folder}")
 
 
 def verify(
@@ -122,13 +131,12 @@ def verify(
     from coreproof.package.manifest import load_manifest
     from coreproof.verify import verify as verify_build
 
-    parts = catalog.find(model or load_manifest(build).model)
+    parts = catalog.of_build(load_manifest(build).model, model)
     path = checkpoint or fetch_checkpoint(parts.recipe())
     with tempfile.TemporaryDirectory(prefix="coreproof-verify-") as folder, progress() as report:
         manifest = verify_build(build, parts, path, Path(folder) / "build", report)
     if as_json:
         print_json({"verdict": "pass", "files": len(manifest.files)})
     else:
-        out.print(
-            f"[green]identical[/]: all {len(manifest.files)} files of {build} re-exported byte for byte"
-        )
+        out.print("identical", style="green", end="")
+        out.print(f": all {len(manifest.files)} files of {build} re-exported byte for byte")

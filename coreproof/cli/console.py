@@ -11,11 +11,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from coreproof.errors import CoreproofError
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Names and paths may hold anything, brackets too: what is printed is never read as markup.
+out = Console(highlight=False, markup=False)
+err = Console(stderr=True, highlight=False, markup=False)
+
+INTERRUPTED = 130
 
 Report = Callable[[str, int, int], None]
 
@@ -23,7 +27,7 @@ Report = Callable[[str, int, int], None]
 @contextmanager
 def progress() -> Iterator[Report]:
     """A progress bar on standard error, gone when the work is done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("starting", total=None)
 
@@ -34,14 +38,14 @@ def progress() -> Iterator[Report]:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-    """Print rows; a column whose name ends in ``>`` is right-aligned."""
+    """Print rows of plain values or rich ``Text``; a column whose name ends in ``>`` is right-aligned."""
     view = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
         view.add_column(
             column.removesuffix(">"), justify="right" if column.endswith(">") else "left", overflow="fold"
         )
     for row in rows:
-        view.add_row(*(str(cell) for cell in row))
+        view.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
     out.print(view)
 
 
@@ -68,19 +72,16 @@ def size(count: int) -> str:
     return f"{count:.2f} GB"
 
 
-def end(error: BaseException, debug: bool) -> int:
-    """Report ``error`` and give the exit status: 1 judged bad, 2 wrong use, 130 interrupted."""
+def end(error: Exception, debug: bool) -> int:
+    """Report ``error`` and give the exit status: 1 judged bad, 2 wrong use."""
     if debug:
         err.print_exception()
-    if isinstance(error, KeyboardInterrupt):
-        err.print("interrupted; nothing half-written was left behind")
-        return 130
     if isinstance(error, CoreproofError):
         err.print("error:", style="bold red", end=" ")
-        err.print(str(error), markup=False, soft_wrap=True)
+        err.print(str(error), soft_wrap=True)
         return error.exit_code
     err.print("internal error:", style="bold red", end=" ")
-    err.print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
+    err.print(f"{type(error).__name__}: {error}", soft_wrap=True)
     if not debug:
         err.print("this is a bug in coreproof; run again with --debug before the command to see where")
     return 2

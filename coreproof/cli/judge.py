@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from coreproof.cli.build import Json
-from coreproof.cli.console import number, out, print_json, progress, table
+from coreproof.cli.console import number, out, print_json, progress, size, table
 
 if TYPE_CHECKING:
     from coreproof.parity.gates import Verdict
     from coreproof.prove import Proof
-    from coreproof.validate import Validation
+    from coreproof.validate import PackageResult, Validation
 
 Checkpoint = Annotated[
     Path | None,
@@ -42,15 +43,20 @@ def validate(
 ) -> None:
     """Run a build's packages and judge them against the official implementation."""
     from coreproof import catalog
+    from coreproof.errors import UsageError
     from coreproof.evidence import receipt as receipts
     from coreproof.package.manifest import load_manifest
     from coreproof.prove import prove
     from coreproof.validate import validate as validate_build
 
-    parts = catalog.find(model or load_manifest(build).model)
+    parts = catalog.of_build(load_manifest(build).model, model)
     if controls:
+        if record or backend != "mil":
+            raise UsageError(
+                "--controls runs the mil backend and records nothing; leave out the other options"
+            )
         with progress() as report:
-            proofs = prove(build, parts, checkpoint, report)
+            proofs = prove(build, parts, checkpoint, fixture, report)
         _show_proofs(proofs, as_json)
         raise typer.Exit(0 if proofs and all(p.caught for p in proofs) else 1)
     with progress() as report:
@@ -118,20 +124,35 @@ def _show(result: Validation) -> None:
         mode = f"mode {package.mode}" if package.mode else f"backend {result.backend}"
         title = f"{package.record.package} ({mode}, {len(package.comparisons)} cases)"
         _verdicts(title, package.judgement.verdicts, package.judgement.problems)
+    rows = [_summary(result, package) for package in result.packages]
+    table(("package", "precision", "size>", "cases>", "gates", "verdict"), rows, title="in short")
     passed = sum(p.judgement.passed for p in result.packages)
     colour = "green" if result.passed else "red"
-    out.print(
-        f"[bold {colour}]{'pass' if result.passed else 'FAIL'}[/]: {passed} of {len(result.packages)} packages"
+    out.print("pass" if result.passed else "FAIL", style=f"bold {colour}", end="")
+    out.print(f": {passed} of {len(result.packages)} packages")
+
+
+def _summary(result: Validation, package: PackageResult) -> tuple[object, ...]:
+    bytes_ = sum(f.size for f in result.manifest.package_files(package.record.package))
+    verdicts = package.judgement.verdicts
+    return (
+        package.record.package,
+        package.record.precision.compute,
+        size(bytes_),
+        len(package.comparisons),
+        f"{sum(v.passed for v in verdicts)} of {len(verdicts)}",
+        "[green]pass[/]" if package.judgement.passed else "[red]FAIL[/]",
     )
 
 
 def _verdicts(title: str, verdicts: Any, problems: Any) -> None:
     table(("gate", "worst>", "bound>", "case", "verdict"), [_row(v) for v in verdicts], title=title)
     for problem in problems:
-        out.print(f"[red]problem[/]: {problem}", soft_wrap=True)
+        out.print("problem", style="red", end=": ")
+        out.print(problem, soft_wrap=True)
 
 
-def _row(verdict: Verdict) -> tuple[str, ...]:
+def _row(verdict: Verdict) -> tuple[str | Text, ...]:
     what = f"{verdict.name} {verdict.metric}" if verdict.metric else verdict.name
     value = "not measured" if verdict.value is None else number(verdict.value)
     bound = (
@@ -139,7 +160,11 @@ def _row(verdict: Verdict) -> tuple[str, ...]:
         if verdict.bound is None
         else f"{'>=' if verdict.side == 'min' else '<='} {number(verdict.bound)}"
     )
-    return (what, value, bound, verdict.case or "", "[green]pass[/]" if verdict.passed else "[red]FAIL[/]")
+    return (what, value, bound, verdict.case or "", _mark(verdict.passed, "pass", "FAIL"))
+
+
+def _mark(good: bool, yes: str, no: str) -> Text:
+    return Text(yes, style="green") if good else Text(no, style="red")
 
 
 def _show_proofs(proofs: list[Proof], as_json: bool) -> None:
@@ -148,11 +173,11 @@ def _show_proofs(proofs: list[Proof], as_json: bool) -> None:
         return
     for package in dict.fromkeys(p.package for p in proofs):
         rows = [
-            (p.control, p.gate, p.value, p.bound, "[green]caught[/]" if p.caught else "[red]MISSED[/]")
+            (p.control, p.gate, p.value, p.bound, _mark(p.caught, "caught", "MISSED"))
             for p in proofs
             if p.package == package
         ]
         table(("planted defect", "gate", "worst>", "bound>", "verdict"), rows, title=package)
     caught = sum(p.caught for p in proofs)
     colour = "green" if proofs and caught == len(proofs) else "red"
-    out.print(f"[bold {colour}]{caught} of {len(proofs)} caught[/]")
+    out.print(f"{caught} of {len(proofs)} caught", style=f"bold {colour}")

@@ -74,9 +74,8 @@ def inspect(
     if as_json:
         print_json(seen)
         return
-    out.print(
-        f"[bold]{package.name}[/]: specification version {seen['specification_version']}, {size(seen['bytes'])} on disk"
-    )
+    out.print(package.name, style="bold", end="")
+    out.print(f": specification version {seen['specification_version']}, {size(seen['bytes'])} on disk")
     for name, function in seen["functions"].items():
         features = [
             (kind, f["name"], f["dtype"] or f["kind"], f["shape"])

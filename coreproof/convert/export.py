@@ -31,14 +31,15 @@ from coreproof.toolchain import toolchain
 def select(
     recipe: Recipe, checkpoint: Checkpoint, variants: Sequence[str], stages: Sequence[str]
 ) -> list[tuple[str, Stage]]:
-    """(variant, Stage) pairs to export; no variants or stages given means all of them.
+    """(variant, Stage) pairs to export, in the recipe's order; no variants or stages given means all.
 
     Raises UsageError for a name the recipe does not have.
     """
     for variant in variants:
         if variant not in recipe.variants:
             raise UsageError(f"{recipe.name} has no variant {variant!r}; it has {', '.join(recipe.variants)}")
-    pairs = [(v, s) for v in variants or recipe.variants for s in recipe.stages(checkpoint, v)]
+    wanted = [v for v in recipe.variants if v in (variants or recipe.variants)]
+    pairs = [(v, s) for v in wanted for s in recipe.stages(checkpoint, v)]
     known = {s.name for _, s in pairs}
     for stage in stages:
         if stage not in known:

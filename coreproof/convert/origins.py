@@ -62,7 +62,9 @@ def blobs(program: Program) -> Iterator[tuple[str, Blob]]:
     for _, function in sorted(program.functions.items()):
         for operation in function.block.walk():
             for argument, blob in operation.blobs():
-                name = operation.outputs[0].name if operation.type == "const" else f"{operation.name}.{argument}"
+                name = (
+                    operation.outputs[0].name if operation.type == "const" else f"{operation.name}.{argument}"
+                )
                 found.setdefault((blob.file, blob.offset), (name, blob))
     for key in sorted(found):
         yield found[key]

@@ -32,4 +32,7 @@ def models_page(receipts: Path) -> str:
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise PackageError(f"{path}: not a {SCHEMA} file")
         models.setdefault(path.parent.name, []).append(content)
-    return _TEMPLATE.get_template("models.md.jinja").render(models=models, number=number)
+    try:
+        return _TEMPLATE.get_template("models.md.jinja").render(models=models, number=number)
+    except (jinja2.UndefinedError, TypeError, ValueError) as error:
+        raise PackageError(f"{receipts}: a receipt lacks what the page says ({error})") from None

@@ -22,6 +22,9 @@ from coreproof.runtime.registry import REQUIRED, SPECIALIZATIONS, OpDef, Param, 
 
 MODES = ("typed", "fp32", "fp16acc")
 
+# What torch and the ops raise on arguments that do not fit together.
+OP_FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+
 
 @dataclass(frozen=True, slots=True)
 class Var:
@@ -126,7 +129,7 @@ def _compile(state: _State, operation: Operation, function: str) -> None:
         definition = lookup(operation.type, state.opset)
         arguments = _arguments(state, operation, definition, where)
         if definition.pure and not any(isinstance(a, Var) for group in arguments.values() for a in group):
-            _fold(state, operation, definition, arguments)
+            _fold(state, operation, definition, arguments, where)
         else:
             _emit(state, operation, definition, arguments)
     except CoreproofError as error:
@@ -183,7 +186,7 @@ def _is_half(output: NamedType) -> bool:
     return isinstance(output.type, TensorType) and output.type.dtype is DType.FP16
 
 
-def _fold(state: _State, operation: Operation, definition: OpDef, arguments: Arguments) -> None:
+def _fold(state: _State, operation: Operation, definition: OpDef, arguments: Arguments, where: str) -> None:
     """Evaluate an op whose inputs are all constant: now, or with the weights it depends on."""
     keywords = _keywords(state, operation, definition)
     rounds = [_rounds(state, definition, o) for o in operation.outputs]
@@ -196,7 +199,10 @@ def _fold(state: _State, operation: Operation, definition: OpDef, arguments: Arg
             n: _python(definition.params[n], [value(a) for a in group]) for n, group in arguments.items()
         }
         positional, named = _call_order(definition, given)
-        result = definition.fn(*positional, **named, **keywords)
+        try:
+            result = definition.fn(*positional, **named, **keywords)
+        except OP_FAILURES as error:
+            raise PackageError(f"{where} failed on constants: {error}") from error
         results = result if len(rounds) > 1 else (result,)
         return tuple(round_half(r) if half else r for r, half in zip(results, rounds, strict=True))
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from coreproof.errors import ExecutionError, InputError, PackageError, UnsupportedOpError
+from coreproof.errors import CoreproofError, ExecutionError, InputError, PackageError, UnsupportedOpError
 from coreproof.mil.contract import Contract, Feature, default_function, read_contract
 from coreproof.mil.program import Operation
 from coreproof.mil.types import StateType
 from coreproof.package.reader import Package, open_package
-from coreproof.runtime.codegen import Compiled, compile_function
+from coreproof.runtime.codegen import OP_FAILURES, Compiled, compile_function
 from coreproof.runtime.constants import as_torch
 from coreproof.runtime.state import State
 
@@ -110,7 +110,10 @@ class Model:
             raise InputError(f"{wrong}; {self.path.name} takes {contract}")
 
     def _input(self, feature: Feature, value: Any) -> torch.Tensor:
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors that need a gradient
+            raise InputError(f"input {feature.name!r}: not an array: {error}") from None
         if array.dtype != feature.dtype:
             raise InputError(
                 f"input {feature.name!r}: dtype {array.dtype}, expected {feature.dtype}; "
@@ -120,7 +123,9 @@ class Model:
             raise InputError(
                 f"input {feature.name!r}: shape {list(array.shape)}, expected {feature.shape_text}"
             )
-        tensor = as_torch(np.ascontiguousarray(array).reshape(array.shape))
+        # A program may keep its input in a state, where the caller's later writes must not reach it.
+        own = array.copy() if self.contract.states else np.ascontiguousarray(array).reshape(array.shape)
+        tensor = as_torch(own)
         return (tensor.float() if tensor.dtype is torch.float16 else tensor).to(self.device)
 
     def _run(self, arguments: list[Any]) -> tuple[Any, ...]:
@@ -129,7 +134,7 @@ class Model:
                 self._read_weights()
             try:
                 return self._compiled.run(*arguments)
-            except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+            except (CoreproofError, *OP_FAILURES) as error:
                 raise _located(error, self._compiled) from error
 
     def _read_weights(self) -> None:

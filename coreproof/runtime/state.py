@@ -38,9 +38,11 @@ class State:
 
     def write_state(self, name: str, value: np.ndarray) -> None:
         """Replace buffer ``name``, rounding to the declared dtype once. Raises InputError for an
-        unknown name or another shape."""
+        unknown name, another shape or what is not real numbers."""
         feature = self._features[self._known(name)]
         array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise InputError(f"state {name!r}: dtype {array.dtype}, expected {feature.dtype}")
         if array.shape != feature.shape:
             raise InputError(f"state {name!r}: shape {list(array.shape)}, expected {list(feature.shape)}")
         slot = self._slots[name]
