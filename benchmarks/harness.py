@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import IO
 
 PEAK = "peak_bytes"
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -64,7 +65,7 @@ def run_arm(command: Sequence[str], threads: int) -> Figures:
         child = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
-        said, complained = (_last_line(stream.seek(0) or stream.read()) for stream in (out, err))
+        said, complained = _last_line(out), _last_line(err)
     if child.returncode:
         raise ArmError(complained or f"exit status {child.returncode}")
     try:
@@ -85,8 +86,9 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
 
 
-def _last_line(output: bytes) -> str:
-    return output.decode(errors="replace").strip().rpartition("\n")[2]
+def _last_line(stream: IO[bytes]) -> str:
+    stream.seek(0)
+    return stream.read().decode(errors="replace").strip().rpartition("\n")[2]
 
 
 def measure(

@@ -33,7 +33,7 @@ NOTE = f"""
 A/B of the medians; min..max are of the single pairs of processes.
 export   checkpoint on disk to one fp16 package flushed to disk, with tracing
 runtime  a warm prediction of 1 x 128 tokens (median of {RUNS} in a process)
-open     opening, with torch imported already; memory is what it adds to the peak
+open     opening, with torch already imported; memory: what it adds to the peak
 first    the first prediction of a process against its warm ones
 """
 
@@ -116,12 +116,15 @@ def _cells(ratio: Ratio | None) -> tuple[str, str]:
 
 def _medians(samples: Sequence[Figures]) -> str:
     medians = {key: median(sample[key] for sample in samples) for key in samples[0]}
-    units = {key: size if key.endswith("bytes") else _duration for key in medians}
-    return ", ".join(f"{key.removesuffix('_bytes')} {units[key](value)}" for key, value in medians.items())
+    return ", ".join(
+        f"{key.removesuffix('_bytes')} {_quantity(key, value)}" for key, value in medians.items()
+    )
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
+def _quantity(key: str, value: float) -> str:
+    if key.endswith("_bytes"):
+        return size(int(value))
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.1f} ms"
 
 
 if __name__ == "__main__":

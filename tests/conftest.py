@@ -1,9 +1,101 @@
-"""Packages as coremltools makes them, for any test to read. Do not write into them."""
+"""What tests share: the command in this process, small builds to judge, packages to read."""
 
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support import Cli, Ended, Made
+
+FILTER = Path(__file__).parent / "streaming_fir"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that a shared fixture does reaches the user's own caches, or the network."""
+    with pytest.MonkeyPatch.context() as patch:
+        _move_home(patch, tmp_path_factory.mktemp("home"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts with empty caches."""
+    _move_home(monkeypatch, tmp_path_factory.mktemp("home"))
+
+
+def _move_home(patch: pytest.MonkeyPatch, home: Path) -> None:
+    patch.setenv("HOME", str(home))
+    patch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+    patch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs ``coreproof ARGUMENTS...`` in this process, on lines wide enough not to be folded."""
+    from coreproof.cli import main
+
+    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["coreproof", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        streams = capsys.readouterr()
+        code = stop.value.code
+        return Ended(code if isinstance(code, int) else 0, streams.out, streams.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shared_filter(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The streaming filter, small and synthetic, in both variants. Do not write into it."""
+    return _make(str(FILTER), tmp_path_factory.mktemp("filter"))
+
+
+@pytest.fixture(scope="session")
+def shared_minilm(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """MiniLM, small and synthetic, in both variants. Do not write into it."""
+    return _make("minilm", tmp_path_factory.mktemp("minilm"))
+
+
+@pytest.fixture
+def streaming_fir(shared_filter: Made, tmp_path: Path) -> Made:
+    """The streaming filter, with a build to change."""
+    return replace(shared_filter, build=shutil.copytree(shared_filter.build, tmp_path / "filter-build"))
+
+
+@pytest.fixture
+def minilm(shared_minilm: Made, tmp_path: Path) -> Made:
+    """MiniLM, with a build to change."""
+    return replace(shared_minilm, build=shutil.copytree(shared_minilm.build, tmp_path / "minilm-build"))
+
+
+def _make(model: str, folder: Path) -> Made:
+    from coreproof import catalog
+    from coreproof.convert.export import export, select
+    from coreproof.package.manifest import checkpoint_digest
+    from coreproof.parity.fixture import save
+
+    parts = catalog.find(model)
+    recipe = parts.recipe()
+    checkpoint = folder / "checkpoint"
+    checkpoint.mkdir()
+    recipe.synth(checkpoint, "small", 0)
+    loaded = recipe.load(checkpoint)
+    build = folder / "build"
+    export(recipe, checkpoint, loaded, select(recipe, loaded, (), ()), build, lambda *_: None)
+    computed = parts.compute_reference()(checkpoint)
+    fixture = save(computed, recipe.name, checkpoint_digest(loaded.files), folder / "fixtures")
+    return Made(model, checkpoint, build, fixture)
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,7 @@ def _summary(result: Validation, package: PackageResult) -> tuple[object, ...]:
         size(bytes_),
         len(package.comparisons),
         f"{sum(v.passed for v in verdicts)} of {len(verdicts)}",
-        "[green]pass[/]" if package.judgement.passed else "[red]FAIL[/]",
+        _mark(package.judgement.passed, "pass", "FAIL"),
     )
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from coreproof.arrays import read_npz
 from coreproof.atomic import atomic_directory
-from coreproof.errors import FixtureError
+from coreproof.errors import FixtureError, InputError
 from coreproof.jsonio import canonical, read_json
 from coreproof.parity.suite import Arrays, Reference
 
@@ -106,9 +107,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             size = sum(i.file_size for i in archive.infolist())
         if size > _MAX_BYTES:
             raise FixtureError(f"{path}: unpacks to {size} bytes, the limit is {_MAX_BYTES}")
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        return read_npz(path)
+    except (OSError, zipfile.BadZipFile, InputError) as error:
         raise FixtureError(f"{path}: unreadable ({error}); make the fixture again") from None
 
 

@@ -7,16 +7,18 @@ also reports each op's results, which is how a single op is watched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
 
 from coreproof.errors import CoreproofError, PackageError, UnsupportedOpError
-from coreproof.mil.program import Binding, Blob, Function, Immediate, NamedType, Operation, Ref
+from coreproof.mil.program import Binding, Blob, Block, Function, Immediate, NamedType, Operation, Ref
 from coreproof.mil.types import DType, TensorType
 from coreproof.runtime.constants import Known, Lazy, from_immediate, static, weight
+from coreproof.runtime.layout import Line, Scope, layout
 from coreproof.runtime.numerics import FP16ACC, WIDE, round_half
 from coreproof.runtime.registry import REQUIRED, SPECIALIZATIONS, OpDef, Param, lookup
 
@@ -31,15 +33,6 @@ class Var:
     """A value computed at run time, under a local name of the generated code."""
 
     local: str
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One statement of the generated code, the locals it touches and the op it belongs to."""
-
-    text: str
-    touches: tuple[str, ...]
-    operation: Operation
 
 
 @dataclass(slots=True)
@@ -58,6 +51,7 @@ class Compiled:
 
 @dataclass(slots=True)
 class _State:
+    function: str
     opset: str
     mode: str
     read: Callable[[Blob], np.ndarray]
@@ -66,6 +60,15 @@ class _State:
     namespace: dict[str, Any] = field(default_factory=dict)
     lazy: list[Lazy] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
+    scope: Scope = ()
+    numbers: Iterator[int] = field(default_factory=count)
+
+    def add(self, text: str, touches: Iterable[str], operation: Operation) -> None:
+        self.lines.append(Line(text, tuple(touches), operation, self.scope))
+
+    def local(self) -> str:
+        """A fresh local name."""
+        return f"v{next(self.numbers)}"
 
     def bind(self, prefix: str, value: Any) -> str:
         """A fresh global name for ``value``."""
@@ -89,18 +92,14 @@ def compile_function(
         raise UnsupportedOpError(f"numeric mode {mode!r} does not exist; choose one of {', '.join(MODES)}")
     if function.opset not in SPECIALIZATIONS:
         raise UnsupportedOpError(f"function {function.name!r}: opset {function.opset!r} is not known")
-    state = _State(SPECIALIZATIONS[function.opset], mode, read, hook)
+    state = _State(function.name, SPECIALIZATIONS[function.opset], mode, read, hook)
     state.namespace.update(rh=round_half, static=static, hook=hook)
     for index, feature in enumerate(function.inputs):
         state.env[feature.name] = Var(f"i{index}")
-    for operation in function.block.operations:
-        _compile(state, operation, function.name)
-    returned = [
-        _expression(state, state_lookup(state, n, "the block's outputs")) for n in function.block.outputs
-    ]
-    arguments = ", ".join(f"i{index}" for index in range(len(function.inputs)))
-    body, lines = _layout(state.lines, returned)
-    source = f"def run({arguments}):\n{body}    return ({''.join(r + ', ' for r in returned)})\n"
+    returned = [_expression(state, v) for v in _block(state, function.block)]
+    arguments = [f"i{index}" for index in range(len(function.inputs))]
+    body, lines = layout(state.lines, arguments, set(returned))
+    source = f"def run({', '.join(arguments)}):\n{body}    return ({''.join(r + ', ' for r in returned)})\n"
     exec(compile(source, f"<mil {function.name}>", "exec"), state.namespace)
     return Compiled(
         source,
@@ -113,18 +112,28 @@ def compile_function(
     )
 
 
-def state_lookup(state: _State, name: str, where: str) -> Known | Lazy | Var:
+def _block(state: _State, block: Block) -> list[Known | Lazy | Var]:
+    """Compile a block's operations where the state stands; the values of its outputs."""
+    for operation in block.operations:
+        _compile(state, operation)
+    return [_look_up(state, name, "a block's output") for name in block.outputs]
+
+
+def _look_up(state: _State, name: str, where: str) -> Known | Lazy | Var:
     value = state.env.get(name)
     if value is None:
         raise PackageError(f"{where} refers to {name!r}, which nothing before it defines")
     return value
 
 
-def _compile(state: _State, operation: Operation, function: str) -> None:
-    where = f"function {function!r}, op {operation.type!r} (name {operation.name!r}, {state.opset})"
+def _compile(state: _State, operation: Operation) -> None:
+    where = f"function {state.function!r}, op {operation.type!r} (name {operation.name!r}, {state.opset})"
     try:
         if operation.type == "const":
             state.env[operation.outputs[0].name] = _constant(state, operation.attributes["val"])
+            return
+        if operation.type in _CONTROL:
+            _CONTROL[operation.type](state, operation, where)
             return
         definition = lookup(operation.type, state.opset)
         arguments = _arguments(state, operation, definition, where)
@@ -134,6 +143,10 @@ def _compile(state: _State, operation: Operation, function: str) -> None:
             _emit(state, operation, definition, arguments)
     except CoreproofError as error:
         raise type(error)(str(error) if str(error).startswith("function ") else f"{where}: {error}") from None
+
+
+def _value(state: _State, binding: Binding, where: str) -> Known | Lazy | Var:
+    return _look_up(state, binding.name, where) if isinstance(binding, Ref) else _constant(state, binding)
 
 
 def _constant(state: _State, value: Immediate | Blob) -> Known | Lazy:
@@ -160,8 +173,7 @@ def _arguments(state: _State, operation: Operation, definition: OpDef, where: st
         raise PackageError(f"{where} lacks its required argument {missing[0]!r}")
     return {
         name: tuple(
-            state_lookup(state, b.name, where) if isinstance(b, Ref) else _constant(state, b)
-            for b in bindings
+            _look_up(state, b.name, where) if isinstance(b, Ref) else _constant(state, b) for b in bindings
         )
         for name, bindings in given.items()
     }
@@ -250,25 +262,25 @@ def _emit(state: _State, operation: Operation, definition: OpDef, arguments: Arg
     keywords = {k: state.bind(k, v) for k, v in _keywords(state, operation, definition).items()}
     call = ", ".join([*positional, *(f"{k}={v}" for k, v in {**named, **keywords}.items())])
     expression = f"{state.bind(operation.type + '_', definition.fn)}({call})"
-    locals_ = [f"v{len(state.env)}_{i}" for i in range(len(operation.outputs))]
-    for output, local in zip(operation.outputs, locals_, strict=True):
-        state.env[output.name] = Var(local)
+    locals_ = [state.local() for _ in operation.outputs]
+    state.env.update((o.name, Var(local)) for o, local in zip(operation.outputs, locals_, strict=True))
     rounds = [_rounds(state, definition, o) for o in operation.outputs]
     if rounds == [True]:
         expression = f"rh({expression})"
-    target = ", ".join(locals_)
     used = [a.local for group in arguments.values() for a in group if isinstance(a, Var)]
-    text = f"{target} = {expression}" if target else expression
-    state.lines.append(Line(text, (*used, *locals_), operation))
+    target = ", ".join(locals_)
+    state.add(f"{target} = {expression}" if target else expression, (*used, *locals_), operation)
     if len(rounds) > 1:
-        state.lines.extend(
-            Line(f"{v} = rh({v})", (v,), operation) for v, r in zip(locals_, rounds, strict=True) if r
-        )
+        for local in (v for v, r in zip(locals_, rounds, strict=True) if r):
+            state.add(f"{local} = rh({local})", (local,), operation)
+    _report(state, operation, locals_)
+
+
+def _report(state: _State, operation: Operation, locals_: list[str]) -> None:
+    """Tell the hook, where there is one, what ``operation`` gave."""
     if state.hook:
-        name = state.bind("operation", operation)
-        state.lines.append(
-            Line(f"hook({name}, ({target}{',' if target else ''}))", tuple(locals_), operation)
-        )
+        results = "".join(f"{local}, " for local in locals_)
+        state.add(f"hook({state.bind('operation', operation)}, ({results}))", locals_, operation)
 
 
 def _expression(state: _State, value: Known | Lazy | Var) -> str:
@@ -285,19 +297,102 @@ def _literal(state: _State, value: Any) -> str:
     return state.bind("c", value)
 
 
-def _layout(lines: list[Line], returned: list[str]) -> tuple[str, dict[int, Operation]]:
-    """The function's body, with a ``del`` after the last use of each local, and which operation
-    each of its lines belongs to (line 1 is the ``def``)."""
-    last = {name: index for index, line in enumerate(lines) for name in line.touches}
-    drop: dict[int, list[str]] = {}
-    for name, index in last.items():
-        if name not in returned:
-            drop.setdefault(index, []).append(name)
-    body: list[str] = []
-    numbers: dict[int, Operation] = {}
-    for index, line in enumerate(lines):
-        body.append(f"    {line.text}\n")
-        numbers[len(body) + 1] = line.operation
-        if index in drop:
-            body.append(f"    del {', '.join(drop[index])}\n")
-    return "".join(body), numbers
+def _cond(state: _State, operation: Operation, where: str) -> None:
+    """``cond``: an ``if`` over the two nested blocks; only the one that is taken runs."""
+    pred = _only(state, operation, "pred", where)
+    results = _declare(state, operation, ["None"] * len(operation.outputs), where)
+    outer, statement = state.scope, next(state.numbers)
+    for header, block in zip((f"if {_truth(state, pred)}:", "else:"), _blocks(operation, where), strict=True):
+        state.scope = (*outer, statement)
+        state.add(header, _locals(pred), operation)
+        state.scope = (*outer, statement, next(state.numbers))
+        _assign(state, operation, results, _inner(state, block, [], where), where)
+    state.scope = outer
+    _bind_results(state, operation, results)
+
+
+def _while_loop(state: _State, operation: Operation, where: str) -> None:
+    """``while_loop``: the first block decides on the loop variables, the second makes the next ones."""
+    given = [_value(state, b, where) for b in operation.inputs.get("loop_vars", ())]
+    loop = _declare(state, operation, [_expression(state, g) for g in given], where)
+    state.lines[-1] = replace(state.lines[-1], touches=(*(n for g in given for n in _locals(g)), *loop))
+    condition, body = _blocks(operation, where)
+    outer, statement = state.scope, next(state.numbers)
+    state.scope = (*outer, statement)
+    state.add("while True:", loop, operation)
+    state.scope = (*outer, statement, next(state.numbers))
+    go_on = _inner(state, condition, loop, where)
+    if len(go_on) != 1:
+        raise PackageError(f"{where}: the condition gives {len(go_on)} values, expected 1")
+    state.add(f"if not {_truth(state, go_on[0])}: break", _locals(go_on[0]), operation)
+    results = _inner(state, body, loop, where)
+    _assign(state, operation, loop, results, where)
+    state.scope = outer
+    _bind_results(state, operation, loop)
+
+
+_CONTROL: dict[str, Callable[[_State, Operation, str], None]] = {"cond": _cond, "while_loop": _while_loop}
+
+
+def _only(state: _State, operation: Operation, name: str, where: str) -> Known | Lazy | Var:
+    bindings = operation.inputs.get(name, ())
+    if len(bindings) != 1:
+        raise PackageError(f"{where} lacks its required argument {name!r}")
+    return _value(state, bindings[0], where)
+
+
+def _blocks(operation: Operation, where: str) -> tuple[Block, Block]:
+    if len(operation.blocks) != 2:
+        raise PackageError(f"{where} has {len(operation.blocks)} nested blocks, expected 2")
+    first, second = operation.blocks
+    return first, second
+
+
+def _inner(state: _State, block: Block, inputs: list[str], where: str) -> list[Known | Lazy | Var]:
+    """Compile a nested block whose inputs are the locals ``inputs``; what it names stays inside."""
+    if len(block.inputs) != len(inputs):
+        raise PackageError(
+            f"{where}: a nested block takes {len(block.inputs)} inputs, expected {len(inputs)}"
+        )
+    outside = dict(state.env)
+    state.env.update((i.name, Var(local)) for i, local in zip(block.inputs, inputs, strict=True))
+    results = _block(state, block)
+    state.env = outside
+    return results
+
+
+def _declare(state: _State, operation: Operation, values: list[str], where: str) -> list[str]:
+    """Fresh locals for the results of a control statement, made outside of it."""
+    if len(values) != len(operation.outputs):
+        raise PackageError(f"{where} has {len(operation.outputs)} outputs for {len(values)} values")
+    locals_ = [state.local() for _ in values]
+    state.add(f"{_tuple(locals_)} = {_tuple(values)}", locals_, operation)
+    return locals_
+
+
+def _assign(
+    state: _State, operation: Operation, targets: list[str], values: list[Known | Lazy | Var], where: str
+) -> None:
+    if len(values) != len(targets):
+        raise PackageError(f"{where}: a nested block gives {len(values)} values for {len(targets)} outputs")
+    used = [n for v in values for n in _locals(v)]
+    state.add(
+        f"{_tuple(targets)} = {_tuple([_expression(state, v) for v in values])}", (*targets, *used), operation
+    )
+
+
+def _bind_results(state: _State, operation: Operation, locals_: list[str]) -> None:
+    state.env.update((o.name, Var(local)) for o, local in zip(operation.outputs, locals_, strict=True))
+    _report(state, operation, locals_)
+
+
+def _truth(state: _State, value: Known | Lazy | Var) -> str:
+    return f"bool({_expression(state, value)})"
+
+
+def _locals(value: Known | Lazy | Var) -> tuple[str, ...]:
+    return (value.local,) if isinstance(value, Var) else ()
+
+
+def _tuple(items: list[str]) -> str:
+    return f"({''.join(f'{item}, ' for item in items)})"

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coreproof.errors import UnsupportedOpError
-from coreproof.mil.types import DType
+from coreproof.mil.types import DType, TensorType, ValueType
 from coreproof.runtime.registry import Ints
 
 Tensors = list[Tensor]
@@ -49,6 +49,14 @@ def container(dtype: DType) -> torch.dtype:
     if dtype not in _CONTAINERS:
         raise UnsupportedOpError(f"a tensor of {dtype} cannot be held; strings exist only as constants")
     return _CONTAINERS[dtype]
+
+
+def held(out: tuple[ValueType, ...]) -> torch.dtype:
+    """The container of an op's only output. Raises UnsupportedOpError when that is no tensor."""
+    (kind,) = out
+    if not isinstance(kind, TensorType):
+        raise UnsupportedOpError(f"the result is declared {kind}, expected a tensor")
+    return container(kind.dtype)
 
 
 def round_half(x: Tensor) -> Tensor:

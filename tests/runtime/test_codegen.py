@@ -203,3 +203,74 @@ def test_an_unknown_mode_and_opset_are_refused() -> None:
         compile_function(function({"x": HALF}, [], "x"), no_weights, "fp8")
     with pytest.raises(UnsupportedOpError, match="opset 'CoreML99' is not known"):
         compile_function(function({"x": HALF}, [], "x", opset="CoreML99"), no_weights, "fp32")
+
+
+INT = tensor("int32")
+
+
+def nested(
+    kind: str, out: str, result: TensorType, blocks: tuple[Block, ...], **inputs: str | Sequence[str]
+) -> Operation:
+    plain = op(kind, out, result, **inputs)
+    return Operation(kind, plain.inputs, plain.outputs, plain.attributes, blocks)
+
+
+def test_cond_runs_only_the_branch_taken() -> None:
+    yes = Block((), ("a",), (op("exp", "a", HALF, x="x"),))
+    no = Block((), ("b",), (op("exp", "shared", HALF, x="z"), op("add", "b", HALF, x="shared", y="x")))
+    made = [op("mul", "z", HALF, x="x", y="x"), nested("cond", "y", HALF, (yes, no), pred="p")]
+    seen: list[str] = []
+    compiled = compile_function(
+        function({"x": HALF, "p": tensor("bool")}, made, "y"),
+        no_weights,
+        "fp32",
+        lambda o, _: seen.append(o.name),
+    )
+    zeros = torch.zeros(3)
+    assert run(compiled, zeros, torch.tensor(True)).tolist() == [1.0] * 3
+    assert seen == ["the_z", "the_a", "the_y"]
+    seen.clear()
+    assert run(compiled, torch.full((3,), 2.0), torch.tensor(False)).tolist() == pytest.approx(
+        [np.exp(4) + 2] * 3
+    )
+    assert seen == ["the_z", "the_shared", "the_b", "the_y"]
+
+
+def test_while_loop_feeds_its_results_back_and_keeps_what_it_needs_from_outside() -> None:
+    """x doubled n times, plus the outside value each time: n = 3 from 1 with 10 gives 1, 12, 34, 78."""
+    i, v = NamedType("i", INT), NamedType("v", HALF)
+    condition = Block((i, v), ("more",), (op("less", "more", tensor("bool"), x="i", y="n"),))
+    body = Block(
+        (i, v),
+        ("next", "sum"),
+        (
+            op("add", "next", INT, x="i", y=Immediate(INT, np.array(1, np.int32))),
+            op("add", "twice", HALF, x="v", y="v"),
+            op("add", "sum", HALF, x="twice", y="outside"),
+        ),
+    )
+    loop = Operation(
+        "while_loop",
+        {"loop_vars": (Immediate(INT, np.array(0, np.int32)), Ref("x"))},
+        (NamedType("count", INT), NamedType("y", HALF)),
+        {},
+        (condition, body),
+    )
+    made = [op("mul", "outside", HALF, x="x", y=number(10.0)), loop]
+    compiled = compile_function(function({"x": HALF, "n": INT}, made, "y"), no_weights, "typed")
+    for n, expected in ((0, 1.0), (1, 12.0), (3, 78.0)):
+        assert run(compiled, torch.ones(3), torch.tensor(n, dtype=torch.int32)).tolist() == [expected] * 3
+
+
+@pytest.mark.parametrize("blocks", [(), (Block((), (), ()),), (Block((), ("x",), ()), Block((), (), ()))])
+def test_a_cond_whose_blocks_do_not_fit_is_refused(blocks: tuple[Block, ...]) -> None:
+    made = [nested("cond", "y", HALF, blocks, pred="p")]
+    with pytest.raises(PackageError, match=r"op 'cond' .*nested block"):
+        compile_function(function({"x": HALF, "p": tensor("bool")}, made, "y"), no_weights, "fp32")
+
+
+def test_names_made_in_a_block_are_not_seen_outside() -> None:
+    inner = Block((), ("a",), (op("exp", "a", HALF, x="x"),))
+    made = [nested("cond", "y", HALF, (inner, inner), pred="p"), op("add", "z", HALF, x="a", y="y")]
+    with pytest.raises(PackageError, match="refers to 'a', which nothing before it defines"):
+        compile_function(function({"x": HALF, "p": tensor("bool")}, made, "z"), no_weights, "fp32")

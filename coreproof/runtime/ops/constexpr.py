@@ -10,6 +10,7 @@ from torch import Tensor
 
 from coreproof.errors import UnsupportedOpError
 from coreproof.runtime.ops.quantization import along
+from coreproof.runtime.packing import unpack
 from coreproof.runtime.registry import Ints, op
 
 
@@ -30,17 +31,10 @@ def constexpr_affine_dequantize(
     return steps * along(scale, quantized_data, axis)
 
 
-def _bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """``count`` unsigned fields of ``bits`` each from bytes, the lowest bits first."""
-    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    single = (packed.unsqueeze(1) >> places & 1).reshape(-1)[: count * bits].reshape(count, bits)
-    return (single.int() << torch.arange(bits, device=packed.device)).sum(1, dtype=torch.int32)
-
-
 @op("constexpr_lut_to_dense", since="ios16", moves=True)
 def constexpr_lut_to_dense(indices: Tensor, lut: Tensor, shape: Ints) -> Tensor:
     """``lut[i]`` for indices packed in as many bits as the table needs, the lowest first."""
-    return lut[_bits(indices, int(math.log2(len(lut))), math.prod(shape))].reshape(shape)
+    return lut[unpack(indices, int(math.log2(len(lut))), math.prod(shape)).int()].reshape(shape)
 
 
 @op("constexpr_lut_to_dense", since="ios18", moves=True)
@@ -63,7 +57,7 @@ def constexpr_lut_to_dense_ios18(indices: Tensor, lut: Tensor, vector_axis: int 
 @op("constexpr_sparse_to_dense", since="ios16", moves=True)
 def constexpr_sparse_to_dense(nonzero_data: Tensor, mask: Tensor, shape: Ints) -> Tensor:
     """The data where the bit mask, the lowest bit first, is set; 0 elsewhere."""
-    return _spread(nonzero_data, _bits(mask, 1, math.prod(shape)).reshape(shape))
+    return _spread(nonzero_data, unpack(mask, 1, math.prod(shape)).reshape(shape))
 
 
 @op("constexpr_sparse_to_dense", since="ios18", moves=True)

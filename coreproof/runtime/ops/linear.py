@@ -1,7 +1,4 @@
-"""Matrix products (coremltools 9.0 ops/defs/iOS15/linear.py).
-
-From iOS 17 on the operands may differ in dtype (iOS17/linear.py).
-"""
+"""Matrix products (coremltools 9.0 ops/defs/iOS15/linear.py and iOS17/linear.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +6,8 @@ import torch
 from torch import Tensor
 
 from coreproof.errors import UnsupportedOpError
-from coreproof.runtime.numerics import Numerics, Tensors
+from coreproof.mil.types import ValueType
+from coreproof.runtime.numerics import Numerics, Tensors, held
 from coreproof.runtime.registry import op
 
 
@@ -29,6 +27,30 @@ def matmul(
     if transpose_y and y.dim() > 1:
         y = y.transpose(-1, -2)
     return num.matmul(x, y)
+
+
+@op("linear", since="ios17")
+def linear_ios17(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, num: Numerics) -> Tensor:
+    """Weight and bias may be integers beside a float x, or the reverse; the result has x's dtype."""
+    if weight.dtype is x.dtype:
+        return num.linear(x, weight, bias)
+    return num.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+
+@op("matmul", since="ios17")
+def matmul_ios17(
+    x: Tensor,
+    y: Tensor,
+    transpose_x: bool = False,
+    transpose_y: bool = False,
+    *,
+    num: Numerics,
+    out: tuple[ValueType, ...],
+) -> Tensor:
+    """A constant operand may have another dtype; the result has that of the other one."""
+    if x.dtype is y.dtype:
+        return matmul(x, y, transpose_x, transpose_y, num=num)
+    return matmul(x.float(), y.float(), transpose_x, transpose_y, num=num).to(held(out))
 
 
 @op("einsum")

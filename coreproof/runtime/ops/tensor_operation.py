@@ -9,19 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coreproof.errors import UnsupportedOpError
-from coreproof.mil.types import TensorType, ValueType
-from coreproof.runtime.numerics import Numerics, Tensors, container, flip_pairs
+from coreproof.mil.types import ValueType
+from coreproof.runtime.numerics import Numerics, Tensors, flip_pairs, held
 from coreproof.runtime.registry import REQUIRED, Ints, Param, add, op
 
 _X = Param("x", "tensor", REQUIRED)
 add("tile", torch.tile, (_X, Param("reps", "ints", REQUIRED)), moves=True)
 add("stack", torch.stack, (Param("values", "tensors", REQUIRED), Param("axis", "int", REQUIRED)), moves=True)
-
-
-def _held(out: tuple[ValueType, ...]) -> torch.dtype:
-    (kind,) = out
-    assert isinstance(kind, TensorType)
-    return container(kind.dtype)
 
 
 @op("identity", moves=True)
@@ -60,19 +54,19 @@ def cumsum(
 
 @op("fill", moves=True)
 def fill(shape: Ints, value: float = 0.0, *, out: tuple[ValueType, ...]) -> Tensor:
-    return torch.full(shape, value, dtype=_held(out))
+    return torch.full(shape, value, dtype=held(out))
 
 
 @op("fill_like", since="ios16", moves=True)
 def fill_like(ref_tensor: Tensor, value: float = 0.0, *, out: tuple[ValueType, ...]) -> Tensor:
     """The result has the dtype of ``value``, not of ``ref_tensor`` (iOS16/tensor_operation.py)."""
-    return torch.full_like(ref_tensor, value, dtype=_held(out))
+    return torch.full_like(ref_tensor, value, dtype=held(out))
 
 
 @op("range_1d")
 def range_1d(end: float, start: float, step: float, *, out: tuple[ValueType, ...]) -> Tensor:
     """As ``numpy.arange``; MIL's order of the arguments puts ``end`` first."""
-    return torch.arange(start, end, step, dtype=_held(out))
+    return torch.arange(start, end, step, dtype=held(out))
 
 
 @op("one_hot", moves=True)
@@ -89,7 +83,7 @@ def one_hot(
     axis = axis + indices.dim() + 1 if axis < 0 else axis
     places = torch.arange(one_hot_vector_size, device=indices.device)
     places = places.reshape(-1, *[1] * (indices.dim() - axis))
-    on, off = torch.tensor([on_value, off_value], dtype=_held(out), device=indices.device)
+    on, off = torch.tensor([on_value, off_value], dtype=held(out), device=indices.device)
     return torch.where(indices.unsqueeze(axis) == places, on, off)
 
 

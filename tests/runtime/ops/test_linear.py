@@ -5,6 +5,7 @@ import pytest
 from oracle import assert_same, inferred, normal, ours, rng
 
 from coreproof.errors import UnsupportedOpError
+from coreproof.mil.types import DType
 
 WEIGHT, BIAS = normal(6, 5, seed=1), normal(6, seed=2)
 
@@ -47,6 +48,17 @@ def test_integers() -> None:
     x, y = (rng(s).integers(-9, 10, (4, 4)).astype(np.int32) for s in (0, 1))
     assert_same(ours("matmul", x=x, y=y), inferred("matmul", x=x, y=y))
     assert_same(ours("linear", x=x, weight=y), (x @ y.T).astype(np.int32))
+
+
+def test_mixed_dtypes() -> None:
+    x, weight = normal(3, 4), rng(1).integers(-9, 10, (2, 4)).astype(np.int32)
+    bias = np.array([1, -1], np.int32)
+    wide = x.astype(np.float64) @ weight.T
+    assert_same(ours("linear", "ios17", x=x, weight=weight), wide.astype(np.float32))
+    assert_same(ours("linear", "ios17", x=x, weight=weight, bias=bias), (wide + bias).astype(np.float32))
+    assert_same(ours("matmul", "ios17", x=x, y=weight, transpose_y=True), wide.astype(np.float32))
+    whole = ours("matmul", "ios17", out=DType.INT32, x=x, y=weight, transpose_y=True)
+    assert_same(whole, np.trunc(wide).astype(np.int32))
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_outside(name: str) -> None:
     with pytest.raises(InputError, match="index -9"):
         ours(name, x=X, indices=inside - 9)
     with pytest.raises(InputError, match="index -1"):
-        ours(name, "ios17", x=X, indices=inside - 1, validate_indices=True)
+        ours(name, "ios17", x=X, indices=inside - 1)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
@@ -158,7 +158,7 @@ def test_scatter_outside(name: str) -> None:
         ours(name, indices=np.array(indices, np.int32), **arguments)
     with pytest.raises(InputError, match="index -1 is out of bounds"):
         negative = -np.minimum(indices, 1).astype(np.int32)
-        ours(name, "ios17", indices=negative, validate_indices=True, **arguments)
+        ours(name, "ios17", indices=negative, **arguments)
 
 
 def test_scatter_mode() -> None:
