@@ -10,8 +10,8 @@ import numpy as np
 
 from coreproof.convert.checkpoint import Checkpoint
 from coreproof.convert.quiet import bars_into, coremltools
-from coreproof.convert.recipe import NUMPY, Precision, Stage, TensorSpec
-from coreproof.errors import ConversionError
+from coreproof.convert.recipe import NUMPY, Precision, Stage, StateSpec, TensorSpec
+from coreproof.errors import ConversionError, CoreproofError
 from coreproof.mil.contract import Feature, read_contract
 from coreproof.package.reader import Package, open_package
 from coreproof.package.writer import write_canonical
@@ -27,14 +27,15 @@ def convert_stage(stage: Stage, checkpoint: Checkpoint, destination: Path, repor
     contract is not the Stage's.
     """
     ct = coremltools()
+    _check_dtypes(stage)
     report("tracing", 0, 1)
     traced = _trace(stage, checkpoint)
     with bars_into(report):
         try:
             model = ct.convert(
                 traced,
-                inputs=[ct.TensorType(i.name, i.shape, _dtype(stage, i)) for i in stage.inputs],
-                outputs=[ct.TensorType(o.name, dtype=_dtype(stage, o)) for o in stage.outputs],
+                inputs=[ct.TensorType(i.name, i.shape, _dtype(i)) for i in stage.inputs],
+                outputs=[ct.TensorType(o.name, dtype=_dtype(o)) for o in stage.outputs],
                 states=_states(ct, stage),
                 convert_to="mlprogram",
                 minimum_deployment_target=_target(ct, stage),
@@ -57,29 +58,39 @@ def convert_stage(stage: Stage, checkpoint: Checkpoint, destination: Path, repor
 def _trace(stage: Stage, checkpoint: Checkpoint) -> Any:
     import torch
 
-    module = stage.module(checkpoint).eval()
     # fp16 inputs are traced in fp32: coremltools' own precision pass decides what becomes fp16.
     dtypes = {"fp16": torch.float32, "fp32": torch.float32, "int32": torch.int32}
     examples = tuple(torch.ones(i.shape, dtype=dtypes[i.dtype]) for i in stage.inputs)
-    with torch.no_grad():
-        return torch.jit.trace(module, examples, check_trace=False)
-
-
-def _dtype(stage: Stage, feature: TensorSpec) -> Any:
-    if feature.dtype not in NUMPY:
+    try:
+        module = stage.module(checkpoint).eval()
+        with torch.no_grad():
+            return torch.jit.trace(module, examples, check_trace=False)
+    except CoreproofError:
+        raise
+    except Exception as error:  # a module is anyone's code
         raise ConversionError(
-            f"stage {stage.name!r}, feature {feature.name!r}: dtype {feature.dtype!r}, choose one of {', '.join(NUMPY)}"
-        )
+            f"stage {stage.name!r}: its module could not be traced: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_dtypes(stage: Stage) -> None:
+    features: tuple[TensorSpec | StateSpec, ...] = (*stage.inputs, *stage.outputs, *stage.states)
+    for feature in features:
+        if feature.dtype not in NUMPY:
+            raise ConversionError(
+                f"stage {stage.name!r}, feature {feature.name!r}: dtype {feature.dtype!r}, "
+                f"choose one of {', '.join(NUMPY)}"
+            )
+
+
+def _dtype(feature: TensorSpec | StateSpec) -> Any:
     return np.dtype(NUMPY[feature.dtype]).type
 
 
 def _states(ct: Any, stage: Stage) -> Any:
     if not stage.states:
         return None
-    return [
-        ct.StateType(ct.TensorType(shape=s.shape, dtype=np.dtype(NUMPY[s.dtype]).type), name=s.name)
-        for s in stage.states
-    ]
+    return [ct.StateType(ct.TensorType(shape=s.shape, dtype=_dtype(s)), name=s.name) for s in stage.states]
 
 
 def _target(ct: Any, stage: Stage) -> Any:

@@ -162,7 +162,9 @@ Arguments = dict[str, tuple[Known | Lazy | Var, ...]]
 
 
 def _arguments(state: _State, operation: Operation, definition: OpDef, where: str) -> Arguments:
-    given: Mapping[str, tuple[Binding, ...]] = operation.inputs
+    given: dict[str, tuple[Binding, ...]] = dict(operation.inputs)
+    if operation.type.startswith("constexpr_"):  # before iOS 18 their values are attributes
+        given.update((n, (v,)) for n, v in operation.attributes.items() if n != "name")
     unknown = sorted(set(given) - set(definition.params))
     if unknown:
         raise UnsupportedOpError(

@@ -13,10 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from coreproof.errors import UnsupportedOpError
+from coreproof.errors import PackageError
 from coreproof.mil.program import Blob, Immediate
 from coreproof.mil.types import DType, TensorType, ValueType
 from coreproof.runtime.numerics import container
+from coreproof.runtime.packing import unpack_values
+
+_BYTES = {
+    DType.BF16: torch.bfloat16,
+    DType.FP8E4M3FN: torch.float8_e4m3fn,
+    DType.FP8E5M2: torch.float8_e5m2,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,20 @@ def _convert(kind: ValueType, data: Any) -> Any:
 
 
 def to_tensor(array: np.ndarray, kind: TensorType) -> torch.Tensor:
-    """``array`` in the container dtype of ``kind``; shares memory where no conversion is needed."""
-    return as_torch(np.asarray(array)).to(container(kind.dtype))
+    """``array`` in the container dtype of ``kind``; shares memory where no conversion is needed.
+
+    Types that numpy lacks come as their stored bytes: packed sub-byte integers, bf16 and fp8.
+    """
+    tensor = as_torch(np.asarray(array))
+    if kind.dtype in _BYTES:
+        tensor = tensor.view(_BYTES[kind.dtype]).reshape(_shape(kind))
+    elif kind.dtype.bits < 8:
+        return unpack_values(tensor, kind.dtype, _shape(kind))
+    return tensor.to(container(kind.dtype))
+
+
+def _shape(kind: TensorType) -> tuple[int, ...]:
+    return tuple(dim for dim in kind.shape or () if dim is not None)
 
 
 def as_torch(array: np.ndarray) -> torch.Tensor:
@@ -67,14 +86,9 @@ def as_torch(array: np.ndarray) -> torch.Tensor:
 
 
 def weight(blob: Blob, read: Callable[[Blob], np.ndarray]) -> torch.Tensor:
-    """The blob's tensor in its container dtype.
-
-    Raises UnsupportedOpError for packed sub-byte data outside the ops that unpack it.
-    """
-    if not isinstance(blob.type, TensorType) or blob.type.dtype.numpy_name is None:
-        raise UnsupportedOpError(
-            f"a weight of type {blob.type} at offset {blob.offset} cannot be used as a tensor"
-        )
+    """The blob's tensor in its container dtype. Raises PackageError for one that is no tensor."""
+    if not isinstance(blob.type, TensorType):
+        raise PackageError(f"a weight at offset {blob.offset} is a {blob.type}, expected a tensor")
     return to_tensor(read(blob), blob.type)
 
 

@@ -44,7 +44,7 @@ def layout(lines: list[Line], arguments: list[str], kept: set[str]) -> tuple[str
 
 def _drops(lines: list[Line], arguments: list[str], kept: set[str]) -> dict[int, dict[Scope, list[str]]]:
     """After which line, and in which scope, which locals go."""
-    home: dict[str, Scope] = {name: () for name in arguments}
+    home: dict[str, Scope] = dict.fromkeys(arguments, ())
     last: dict[str, int] = {}
     for index, line in enumerate(lines):
         for name in line.touches:
