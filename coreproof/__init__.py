@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Model", "State", "__version__", "load"]
+__all__ = ["Model", "State", "__version__", "enable_predict", "load"]
 
 if TYPE_CHECKING:
+    from coreproof.dropin import enable_predict
     from coreproof.runtime.model import Model, load
     from coreproof.runtime.state import State
 
@@ -18,6 +19,7 @@ _LAZY = {
     "load": "coreproof.runtime.model",
     "Model": "coreproof.runtime.model",
     "State": "coreproof.runtime.state",
+    "enable_predict": "coreproof.dropin",
 }
 
 

@@ -125,3 +125,14 @@ def summary(array: np.ndarray) -> dict[str, Any]:
         "mean": json_number(float(mean)),
         "finite_ratio": json_number(finite.size / array.size if array.size else float("nan")),
     }
+
+
+def listed(array: np.ndarray) -> Any:
+    """``array`` as nested lists of JSON values, non-finite numbers as strings."""
+    return _jsonable(array.tolist())
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_jsonable(v) for v in value]
+    return json_number(value) if isinstance(value, float) else value

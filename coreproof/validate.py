@@ -15,6 +15,7 @@ import numpy as np
 import platformdirs
 
 from coreproof.backends import Backend, Target, create
+from coreproof.blame import Suspect, blame
 from coreproof.catalog import ModelParts
 from coreproof.convert.checkpoint import Checkpoint
 from coreproof.convert.recipe import NUMPY, Stage
@@ -30,13 +31,15 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class PackageResult:
-    """One package, judged. ``mode`` is None where the backend has no numeric modes."""
+    """One package, judged. ``mode`` is None where the backend has no numeric modes. ``suspects``: the
+    worst ops on the case that fails, when our runtime ran it."""
 
     record: PackageRecord
     mode: str | None
     comparisons: tuple[CaseComparison, ...]
     aggregates: Mapping[str, float]
     judgement: Judgement
+    suspects: tuple[Suspect, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +163,24 @@ def _package(
     runner.close()
     aggregates = suite.aggregates(outcomes) if outcomes else {}
     judgement = judge(comparisons, aggregates, gates, record.stage, record.variant)
-    return PackageResult(record, mode, tuple(comparisons), aggregates, judgement)
+    suspects = _suspects(build / record.package, own, judgement, mode)
+    return PackageResult(record, mode, tuple(comparisons), aggregates, judgement, suspects)
 
 
 def _stage(parts: ModelParts, checkpoint: Checkpoint, record: PackageRecord) -> Stage:
     stages = parts.recipe().stages(checkpoint, record.variant)
     return next(s for s in stages if s.name == record.stage)
+
+
+def _suspects(
+    package: Path, cases: Sequence[Case], judgement: Judgement, mode: str | None
+) -> tuple[Suspect, ...]:
+    """The five worst ops on the case that a failing verdict names, the first case when none does."""
+    if judgement.passed or mode is None or not cases:
+        return ()
+    named = {v.case for v in judgement.verdicts if not v.passed}
+    case = next((c for c in cases if c.id in named), cases[0])
+    return tuple(blame(package, case.steps, mode)[:5])
 
 
 def run_case(runner: Backend, case: Case) -> dict[str, np.ndarray]:

@@ -67,6 +67,18 @@ def shared_minilm(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return _make("minilm", tmp_path_factory.mktemp("minilm"))
 
 
+@pytest.fixture(scope="session")
+def filter_reference(shared_filter: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fixture of ``shared_filter``'s checkpoint, by scipy."""
+    return _reference(shared_filter, tmp_path_factory.mktemp("fixtures"))
+
+
+@pytest.fixture(scope="session")
+def minilm_reference(shared_minilm: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fixture of ``shared_minilm``'s checkpoint, by transformers and sentence-transformers."""
+    return _reference(shared_minilm, tmp_path_factory.mktemp("fixtures"))
+
+
 @pytest.fixture
 def streaming_fir(shared_filter: Made, tmp_path: Path) -> Made:
     """The streaming filter, with a build to change."""
@@ -82,20 +94,25 @@ def minilm(shared_minilm: Made, tmp_path: Path) -> Made:
 def _make(model: str, folder: Path) -> Made:
     from coreproof import catalog
     from coreproof.convert.export import export, select
-    from coreproof.package.manifest import checkpoint_digest
-    from coreproof.parity.fixture import save
 
-    parts = catalog.find(model)
-    recipe = parts.recipe()
+    recipe = catalog.find(model).recipe()
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir()
     recipe.synth(checkpoint, "small", 0)
     loaded = recipe.load(checkpoint)
     build = folder / "build"
     export(recipe, checkpoint, loaded, select(recipe, loaded, (), ()), build, lambda *_: None)
-    computed = parts.compute_reference()(checkpoint)
-    fixture = save(computed, recipe.name, checkpoint_digest(loaded.files), folder / "fixtures")
-    return Made(model, checkpoint, build, fixture)
+    return Made(model, checkpoint, build)
+
+
+def _reference(made: Made, parent: Path) -> Path:
+    from coreproof import catalog
+    from coreproof.package.manifest import load_manifest
+    from coreproof.parity.fixture import save
+
+    manifest = load_manifest(made.build)
+    computed = catalog.find(made.model).compute_reference()(made.checkpoint)
+    return save(computed, manifest.model, manifest.checkpoint.sha256, parent)
 
 
 @pytest.fixture(scope="session")

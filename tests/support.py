@@ -24,13 +24,11 @@ Cli = Callable[..., Ended]
 
 @dataclass(frozen=True)
 class Made:
-    """A model on disk. ``model``: its name, or its recipe folder; ``fixture``: the reference for
-    this very checkpoint."""
+    """A model on disk. ``model``: its name, or its recipe folder."""
 
     model: str
     checkpoint: Path
     build: Path
-    fixture: Path
 
     def package(self, variant: str) -> Path:
         (path,) = self.build.glob(f"*_{variant}.mlpackage")

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,6 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from coreproof.errors import CoreproofError
+
+if TYPE_CHECKING:
+    from coreproof.blame import Suspect
 
 # Names and paths may hold anything, brackets too: what is printed is never read as markup.
 out = Console(highlight=False, markup=False)
@@ -28,7 +31,7 @@ Report = Callable[[str, int, int], None]
 def progress() -> Iterator[Report]:
     """A progress bar on standard error, gone when the work is done."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
 
         def report(step: str, done: int, total: int) -> None:
@@ -47,6 +50,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
     for row in rows:
         view.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
     out.print(view)
+
+
+def show_suspects(suspects: Sequence[Suspect], title: str) -> None:
+    """Print the ops that err by themselves, and the weights that tell which module they came from."""
+    rows = [
+        (s.op, s.name, "makes NaN or Inf" if s.creates_nonfinite else number(s.error), " ".join(s.weights))
+        for s in suspects
+    ]
+    table(("op", "name", "own error>", "weights"), rows, title=title)
 
 
 def print_json(value: Any) -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from coreproof.cli.build import Json
-from coreproof.cli.console import number, out, print_json, progress, size, table
+from coreproof.cli.console import number, out, print_json, progress, show_suspects, size, table
 
 if TYPE_CHECKING:
     from coreproof.parity.gates import Verdict
@@ -124,6 +124,8 @@ def _show(result: Validation) -> None:
         mode = f"mode {package.mode}" if package.mode else f"backend {result.backend}"
         title = f"{package.record.package} ({mode}, {len(package.comparisons)} cases)"
         _verdicts(title, package.judgement.verdicts, package.judgement.problems)
+        if package.suspects:
+            show_suspects(package.suspects, f"{package.record.package}: ops to look at first")
     rows = [_summary(result, package) for package in result.packages]
     table(("package", "precision", "size>", "cases>", "gates", "verdict"), rows, title="in short")
     passed = sum(p.judgement.passed for p in result.packages)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from coreproof.cli.build import Json
-from coreproof.cli.console import number, out, print_json, size, table
+from coreproof.cli.console import number, out, print_json, show_suspects, size, table
 
 
 def run(
@@ -24,24 +24,31 @@ def run(
     ] = None,
     mode: Annotated[str, typer.Option(help="Numeric mode: typed, fp32 or fp16acc.")] = "typed",
     function: Annotated[str | None, typer.Option(help="Function of a multifunction package.")] = None,
+    compare_modes: Annotated[
+        bool,
+        typer.Option("--compare-modes", help="Also list the ops that err most in this mode against fp32."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a package once on given inputs, with no Mac."""
-    from coreproof.arrays import read_inputs, summary, write_npz
+    from coreproof.arrays import listed, read_inputs, summary, write_npz
+    from coreproof.blame import blame
     from coreproof.runtime.model import load
 
     model = load(package, mode, function)
     state = model.make_state() if model.contract.states else None
-    results = model.predict(read_inputs(inputs or [], model.contract), state)
+    arrays = read_inputs(inputs or [], model.contract)
+    results = model.predict(arrays, state)
+    suspects = blame(package, [arrays], mode)[:10] if compare_modes else []
     if output:
         write_npz(output, results)
     summaries = {name: summary(array) for name, array in results.items()}
     if as_json:
         values = {
-            n: {**s, "values": a.tolist()} if a.size <= 1024 else s
-            for (n, s), a in zip(summaries.items(), results.values(), strict=True)
+            n: {**summaries[n], **({"values": listed(a)} if a.size <= 1024 else {})}
+            for n, a in results.items()
         }
-        print_json(values)
+        print_json({"outputs": values, "suspects": [s.to_json() for s in suspects]})
         return
     rows = [
         (
@@ -56,6 +63,8 @@ def run(
         for name, s in summaries.items()
     ]
     table(("output", "dtype", "shape", "min>", "max>", "mean>", "finite_ratio>"), rows)
+    if compare_modes:
+        show_suspects(suspects, f"ops by their own error in mode {mode}")
     if output:
         out.print(f"outputs -> {output}")
 

@@ -9,7 +9,7 @@ A receipt is canonical JSON, schema ``coreproof.receipt/1``:
     machine      architecture, system, cpu_capability, threads, python
     excitations  [{gate, value, bound, passed}]
     packages     [{package, stage, variant, mode, sha256: {file: digest}, digest, bytes, contract,
-                   precision, target, cases, gates: [...], aggregates, problems,
+                   precision, target, cases, gates: [...], aggregates, problems, suspects,
                    metrics: {output: {metric: [one value a case]}}}]
 
 Numbers that JSON cannot hold are the strings "nan", "inf" and "-inf". There is no date, host or
@@ -86,6 +86,7 @@ def _package(validation: Validation, result: PackageResult) -> dict[str, Any]:
         "cases": [c.case for c in result.comparisons],
         "gates": [v.to_json() for v in result.judgement.verdicts],
         "problems": list(result.judgement.problems),
+        "suspects": [s.to_json() for s in result.suspects],
         "aggregates": {k: json_number(v) for k, v in result.aggregates.items()},
         "metrics": _columns(result.comparisons),
     }

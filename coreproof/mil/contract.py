@@ -9,14 +9,20 @@ from typing import Any
 from coreproof.errors import PackageError
 
 _ARRAY_DTYPES = {65568: "float32", 65600: "float64", 65552: "float16", 131104: "int32", 131080: "int8"}
+_COLORS = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
     """``kind``: multiArray, image, string, int64, double, dictionary or sequence.
 
-    ``dtype``: numpy name, for multiArray. ``shape``: the default shape. ``choices``: enumerated
-    shapes, or ``ranges``: (lower, upper or None) for each dimension; both empty when fixed.
+    ``dtype``: numpy name, for multiArray and image. ``shape``: the default shape. ``choices``:
+    enumerated shapes, or ``ranges``: (lower, upper or None) for each dimension; both empty when fixed.
+    ``default``: what fills an optional input that is not given, None where the spec has no value.
+
+    An image is an array as Pillow lays it out: uint8 of shape (height, width, 3) with red first
+    whatever ``colors`` says (RGB or BGR, the order of the program's channels), uint8 (height, width)
+    for GRAYSCALE, float16 (height, width) for GRAYSCALE_FLOAT16.
     """
 
     name: str
@@ -26,6 +32,8 @@ class Feature:
     choices: tuple[tuple[int, ...], ...] = ()
     ranges: tuple[tuple[int, int | None], ...] = ()
     optional: bool = False
+    default: float | None = None
+    colors: str | None = None
 
     def admits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of ``shape`` fits the declaration."""
@@ -81,30 +89,52 @@ def _features(features: Iterable[Any]) -> tuple[Feature, ...]:
 
 def _feature(feature: Any) -> Feature:
     kind = feature.type.WhichOneof("Type") or ""
-    array = None
     if kind == "multiArrayType":
-        array = feature.type.multiArrayType
-    elif kind == "stateType":
-        array = feature.type.stateType.arrayType
-    if array is None:
-        return Feature(feature.name, kind.removesuffix("Type"), optional=feature.type.isOptional)
+        return _array(feature, feature.type.multiArrayType)
+    if kind == "stateType":
+        return _array(feature, feature.type.stateType.arrayType)
+    if kind == "imageType":
+        return _image(feature, feature.type.imageType)
+    return Feature(feature.name, kind.removesuffix("Type"), optional=feature.type.isOptional)
+
+
+def _array(feature: Any, array: Any) -> Feature:
     if array.dataType not in _ARRAY_DTYPES:
         raise PackageError(f"feature {feature.name!r} declares the unknown array data type {array.dataType}")
     flexible = array.WhichOneof("ShapeFlexibility")
-    choices = (
-        tuple(tuple(s.shape) for s in array.enumeratedShapes.shapes) if flexible == "enumeratedShapes" else ()
-    )
-    ranges = (
-        tuple((r.lowerBound, None if r.upperBound < 0 else r.upperBound) for r in array.shapeRange.sizeRanges)
-        if flexible == "shapeRange"
-        else ()
-    )
+    filler = array.WhichOneof("defaultOptionalValue") if feature.type.isOptional else None
     return Feature(
         feature.name,
         "multiArray",
         _ARRAY_DTYPES[array.dataType],
         tuple(array.shape),
-        choices,
-        ranges,
+        tuple(tuple(s.shape) for s in array.enumeratedShapes.shapes),
+        tuple(map(_range, array.shapeRange.sizeRanges)) if flexible == "shapeRange" else (),
         feature.type.isOptional,
+        default=float(getattr(array, filler)) if filler else None,
     )
+
+
+def _image(feature: Any, image: Any) -> Feature:
+    if image.colorSpace not in _COLORS:
+        raise PackageError(f"feature {feature.name!r} declares the unknown color space {image.colorSpace}")
+    colors = _COLORS[image.colorSpace]
+    channels = (3,) if colors in ("RGB", "BGR") else ()
+    sides = image.imageSizeRange
+    flexible = image.WhichOneof("SizeFlexibility") == "imageSizeRange"
+    return Feature(
+        feature.name,
+        "image",
+        "float16" if colors == "GRAYSCALE_FLOAT16" else "uint8",
+        (image.height, image.width, *channels),
+        tuple((s.height, s.width, *channels) for s in image.enumeratedSizes.sizes),
+        (_range(sides.heightRange), _range(sides.widthRange), *((c, c) for c in channels))
+        if flexible
+        else (),
+        feature.type.isOptional,
+        colors=colors,
+    )
+
+
+def _range(size: Any) -> tuple[int, int | None]:
+    return size.lowerBound, None if size.upperBound < 0 else size.upperBound

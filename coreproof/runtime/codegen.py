@@ -2,7 +2,7 @@
 
 Names are resolved, arguments converted and constants folded here, once; the generated function
 does nothing but call the ops and drop values after their last use. With ``hook`` the same function
-also reports each op's results, which is how a single op is watched.
+also reports each op with its results and inputs, which is how a single op is watched.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ MODES = ("typed", "fp32", "fp16acc")
 
 # What torch and the ops raise on arguments that do not fit together.
 OP_FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+# Called after each op with its results and its inputs by MIL argument name; control flow, whose
+# nested ops report themselves, has none.
+Hook = Callable[[Operation, tuple[Any, ...], Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ class _State:
     opset: str
     mode: str
     read: Callable[[Blob], np.ndarray]
-    hook: Callable[[Operation, tuple[Any, ...]], None] | None
+    hook: Hook | None
     env: dict[str, Known | Lazy | Var] = field(default_factory=dict)
     namespace: dict[str, Any] = field(default_factory=dict)
     lazy: list[Lazy] = field(default_factory=list)
@@ -81,7 +86,7 @@ def compile_function(
     function: Function,
     read: Callable[[Blob], np.ndarray],
     mode: str,
-    hook: Callable[[Operation, tuple[Any, ...]], None] | None = None,
+    hook: Hook | None = None,
 ) -> Compiled:
     """Compile ``function`` for numeric ``mode``; ``read`` gives the array of a weight.
 
@@ -212,7 +217,7 @@ def _fold(state: _State, operation: Operation, definition: OpDef, arguments: Arg
         given = {
             n: _python(definition.params[n], [value(a) for a in group]) for n, group in arguments.items()
         }
-        positional, named = _call_order(definition, given)
+        positional, named = call_order(definition, given)
         try:
             result = definition.fn(*positional, **named, **keywords)
         except OP_FAILURES as error:
@@ -238,7 +243,7 @@ def _python(param: Param, values: list[Any]) -> Any:
     return values[0] if param.kind == "tensor" else static(param.kind, values[0])
 
 
-def _call_order(definition: OpDef, given: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+def call_order(definition: OpDef, given: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """Arguments by position as far as they are given without a gap, the rest by name, because
     torch's own functions use other names than MIL for the leading ones."""
     positional: list[Any] = []
@@ -260,7 +265,7 @@ def _emit(state: _State, operation: Operation, definition: OpDef, arguments: Arg
             given[name] = _literal(state, static(kind, group[0].data))
         else:
             given[name] = f"static({kind!r}, {_expression(state, group[0])})"
-    positional, named = _call_order(definition, given)
+    positional, named = call_order(definition, given)
     keywords = {k: state.bind(k, v) for k, v in _keywords(state, operation, definition).items()}
     call = ", ".join([*positional, *(f"{k}={v}" for k, v in {**named, **keywords}.items())])
     expression = f"{state.bind(operation.type + '_', definition.fn)}({call})"
@@ -275,14 +280,17 @@ def _emit(state: _State, operation: Operation, definition: OpDef, arguments: Arg
     if len(rounds) > 1:
         for local in (v for v, r in zip(locals_, rounds, strict=True) if r):
             state.add(f"{local} = rh({local})", (local,), operation)
-    _report(state, operation, locals_)
+    _report(state, operation, locals_, given, used)
 
 
-def _report(state: _State, operation: Operation, locals_: list[str]) -> None:
-    """Tell the hook, where there is one, what ``operation`` gave."""
+def _report(
+    state: _State, operation: Operation, locals_: list[str], inputs: Mapping[str, str], used: Iterable[str]
+) -> None:
+    """Tell the hook, where there is one, what ``operation`` gave and was given."""
     if state.hook:
-        results = "".join(f"{local}, " for local in locals_)
-        state.add(f"hook({state.bind('operation', operation)}, ({results}))", locals_, operation)
+        given = ", ".join(f"{name!r}: {expression}" for name, expression in inputs.items())
+        call = f"hook({state.bind('operation', operation)}, {_tuple(locals_)}, {{{given}}})"
+        state.add(call, (*locals_, *used), operation)
 
 
 def _expression(state: _State, value: Known | Lazy | Var) -> str:
@@ -385,7 +393,7 @@ def _assign(
 
 def _bind_results(state: _State, operation: Operation, locals_: list[str]) -> None:
     state.env.update((o.name, Var(local)) for o, local in zip(operation.outputs, locals_, strict=True))
-    _report(state, operation, locals_)
+    _report(state, operation, locals_, {}, ())
 
 
 def _truth(state: _State, value: Known | Lazy | Var) -> str:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 
 from coreproof.errors import CoreproofError, ExecutionError, InputError, PackageError, UnsupportedOpError
 from coreproof.mil.contract import Contract, Feature, default_function, read_contract
-from coreproof.mil.program import Operation
-from coreproof.mil.types import StateType
+from coreproof.mil.types import TensorType
 from coreproof.package.reader import Package, open_package
-from coreproof.runtime.codegen import OP_FAILURES, Compiled, compile_function
-from coreproof.runtime.constants import as_torch
+from coreproof.runtime.codegen import OP_FAILURES, Compiled, Hook, compile_function
+from coreproof.runtime.features import INPUT_KINDS, OUTPUT_KINDS, argument, default, given, required, returned
 from coreproof.runtime.state import State
-
-Hook = Callable[[Operation, tuple[Any, ...]], None]
 
 
 def load(
@@ -73,60 +69,52 @@ class Model:
                 f"{self.path}: the description and function {self.function_name!r} disagree on "
                 f"{', '.join(unfed + unmade)}"
             )
-        for feature in (*self.contract.inputs, *self.contract.outputs):
-            if feature.kind != "multiArray":
-                raise UnsupportedOpError(
-                    f"{self.path}: feature {feature.name!r} of kind {feature.kind} is not supported"
-                )
+        for features, kinds in ((self.contract.inputs, INPUT_KINDS), (self.contract.outputs, OUTPUT_KINDS)):
+            for feature in features:
+                if feature.kind not in kinds:
+                    raise UnsupportedOpError(
+                        f"{self.path}: feature {feature.name!r} of kind {feature.kind} is not supported"
+                    )
 
     def make_state(self) -> State:
         """Fresh state buffers, all zero, for one stream of predictions."""
         return State(self.contract.states, self.device)
 
-    def predict(self, inputs: Mapping[str, Any], state: State | None = None) -> dict[str, np.ndarray]:
-        """Run once. ``inputs``: an array per input feature, of the declared shape and dtype.
+    def predict(self, inputs: Mapping[str, Any], state: State | None = None) -> dict[str, Any]:
+        """Run once. ``inputs``: an array per input feature, of the declared shape and dtype; an
+        optional one with a default may be left out.
 
-        Returns an array per output feature, in the declared dtype. Raises InputError naming the
-        input that does not fit, ExecutionError naming the op that failed.
+        Returns per output feature an array in the declared dtype, or for a classifier its label (str
+        or int) and the probabilities by label (dict). Images are arrays, see
+        :class:`~coreproof.mil.contract.Feature`. Raises InputError naming the input that does not
+        fit, ExecutionError naming the op that failed.
         """
-        features = {f.name: f for f in self.contract.inputs}
-        self._check_names(inputs, features)
+        self._check_names(inputs)
         if self.contract.states and state is None:
             raise InputError(f"{self.path.name} is stateful: pass state=model.make_state()")
-        arrays = {name: self._input(feature, inputs[name]) for name, feature in features.items()}
+        features = {f.name: f for f in self.contract.inputs}
         arguments = [
-            state.slot(i.name) if isinstance(i.type, StateType) and state is not None else arrays[i.name]
+            self._argument(features[i.name], inputs, i.type)
+            if isinstance(i.type, TensorType)
+            else state.slot(i.name)  # type: ignore[union-attr]
             for i in self._compiled.inputs
         ]
         results = dict(zip(self._compiled.outputs, self._run(arguments), strict=True))
-        return {f.name: _output(f, results[f.name]) for f in self.contract.outputs}
+        return {f.name: returned(f, results[f.name]) for f in self.contract.outputs}
 
-    def _check_names(self, inputs: Mapping[str, Any], features: Mapping[str, Feature]) -> None:
-        missing = [n for n in features if n not in inputs]
+    def _check_names(self, inputs: Mapping[str, Any]) -> None:
+        features = {f.name: f for f in self.contract.inputs}
+        missing = [f.name for f in self.contract.inputs if required(f) and f.name not in inputs]
         extra = [n for n in inputs if n not in features]
         if missing or extra:
             wrong = f"missing input {missing[0]!r}" if missing else f"unknown input {extra[0]!r}"
             contract = ", ".join(f"{f.name}: {f.dtype} {f.shape_text}" for f in features.values())
             raise InputError(f"{wrong}; {self.path.name} takes {contract}")
 
-    def _input(self, feature: Feature, value: Any) -> torch.Tensor:
-        try:
-            array = np.asarray(value)
-        except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors that need a gradient
-            raise InputError(f"input {feature.name!r}: not an array: {error}") from None
-        if array.dtype != feature.dtype:
-            raise InputError(
-                f"input {feature.name!r}: dtype {array.dtype}, expected {feature.dtype}; "
-                f"convert it with .astype({feature.dtype!r})"
-            )
-        if not feature.admits(array.shape):
-            raise InputError(
-                f"input {feature.name!r}: shape {list(array.shape)}, expected {feature.shape_text}"
-            )
+    def _argument(self, feature: Feature, inputs: Mapping[str, Any], kind: TensorType) -> torch.Tensor:
+        array = given(feature, inputs[feature.name]) if feature.name in inputs else default(feature)
         # A program may keep its input in a state, where the caller's later writes must not reach it.
-        own = array.copy() if self.contract.states else np.ascontiguousarray(array).reshape(array.shape)
-        tensor = as_torch(own)
-        return (tensor.float() if tensor.dtype is torch.float16 else tensor).to(self.device)
+        return argument(feature, array.copy() if self.contract.states else array, kind).to(self.device)
 
     def _run(self, arguments: list[Any]) -> tuple[Any, ...]:
         with torch.inference_mode():
@@ -144,15 +132,6 @@ class Model:
                 value.to(self.device) if isinstance(value, torch.Tensor) else value
             )
         self._ready = True
-
-
-def _output(feature: Feature, value: torch.Tensor) -> np.ndarray:
-    array = value.cpu().numpy().astype(feature.dtype or "float32")
-    if feature.shape and not feature.choices and not feature.ranges and array.shape != feature.shape:
-        raise ExecutionError(
-            f"output {feature.name!r} came out with shape {list(array.shape)}, the contract says {feature.shape_text}"
-        )
-    return array
 
 
 def _located(error: Exception, compiled: Compiled) -> Exception:

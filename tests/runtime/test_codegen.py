@@ -159,10 +159,10 @@ def test_the_hook_sees_every_op_with_its_results() -> None:
         function({"x": HALF}, made, "y"),
         no_weights,
         "fp32",
-        hook=lambda o, r: seen.append((o.name, r[0].tolist())),
+        hook=lambda o, r, i: seen.append((o.name, r[0].tolist(), i["x"].tolist())),
     )
     run(compiled, torch.zeros(3))
-    assert seen == [("the_a", [1.0] * 3), ("the_y", [0.0] * 3)]
+    assert seen == [("the_a", [1.0] * 3, [0.0] * 3), ("the_y", [0.0] * 3, [1.0] * 3)]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_cond_runs_only_the_branch_taken() -> None:
         function({"x": HALF, "p": tensor("bool")}, made, "y"),
         no_weights,
         "fp32",
-        lambda o, _: seen.append(o.name),
+        lambda o, *_: seen.append(o.name),
     )
     zeros = torch.zeros(3)
     assert run(compiled, zeros, torch.tensor(True)).tolist() == [1.0] * 3

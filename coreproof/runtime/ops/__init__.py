@@ -2,7 +2,9 @@
 
 from coreproof.runtime.ops import (  # noqa: F401  (each registers its ops)
     activation,
+    classify,
     constexpr,
+    control_flow,
     conv,
     elementwise_binary,
     elementwise_unary,
@@ -11,6 +13,8 @@ from coreproof.runtime.ops import (  # noqa: F401  (each registers its ops)
     normalization,
     pool,
     quantization,
+    random,
+    recurrent,
     reduction,
     scatter_gather,
     states,
