@@ -55,9 +55,7 @@ def test_receipts_are_no_part_of_the_build(streaming_fir: Made, filter_reference
 @pytest.mark.parametrize("command", ["verify", "validate"])
 def test_one_flipped_bit_is_caught_by_name(command: str, file: str, streaming_fir: Made, cli: Cli) -> None:
     flip_bit(streaming_fir.build / file)
-    ended = cli(
-        command, streaming_fir.build, "--model", streaming_fir.model, "-c", streaming_fir.checkpoint
-    )
+    ended = cli(command, streaming_fir.build, "--model", streaming_fir.model, "-c", streaming_fir.checkpoint)
     assert (ended.status, ended.out) == (1, "")
     assert f"{file} has sha256 " in ended.err
     assert "coreproof.json says " in ended.err

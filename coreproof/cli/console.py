@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -53,12 +54,17 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
 
 
 def show_suspects(suspects: Sequence[Suspect], title: str) -> None:
-    """Print the ops that err by themselves, and the weights that tell which module they came from."""
+    """Print the ops that err by themselves; what their weights' names share is the torch module."""
     rows = [
-        (s.op, s.name, "makes NaN or Inf" if s.creates_nonfinite else number(s.error), " ".join(s.weights))
+        (
+            s.op,
+            s.name,
+            "makes NaN or Inf" if s.creates_nonfinite else number(s.error),
+            commonprefix(s.weights).rstrip("_"),  # noqa: RUF071  (names, not paths)
+        )
         for s in suspects
     ]
-    table(("op", "name", "own error>", "weights"), rows, title=title)
+    table(("op", "name", "own error>", "its weights"), rows, title=title)
 
 
 def print_json(value: Any) -> None:

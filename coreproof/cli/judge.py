@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from coreproof.prove import Proof
     from coreproof.validate import PackageResult, Validation
 
+_SHOWN = 5  # problems printed for one package
+
 Checkpoint = Annotated[
     Path | None,
     typer.Option("--checkpoint", "-c", help="The build's checkpoint, where no reference of it is recorded."),
@@ -149,7 +151,11 @@ def _summary(result: Validation, package: PackageResult) -> tuple[object, ...]:
 
 def _verdicts(title: str, verdicts: Any, problems: Any) -> None:
     table(("gate", "worst>", "bound>", "case", "verdict"), [_row(v) for v in verdicts], title=title)
-    for problem in problems:
+    more = len(problems) - _SHOWN
+    for problem in [
+        *problems[:_SHOWN],
+        *([f"and {more} more; the receipt has them all"] if more > 0 else []),
+    ]:
         out.print("problem", style="red", end=": ")
         out.print(problem, soft_wrap=True)
 
