@@ -61,6 +61,7 @@ def run_arm(command: Sequence[str], threads: int) -> Figures:
     Raises ArmError with the arm's last words when it fails or prints no figures.
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process compiles our modules anew
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
         _, status, usage = os.wait4(child.pid, 0)

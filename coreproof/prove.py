@@ -77,13 +77,13 @@ def _plant(
     report: Report,
 ) -> None:
     package = copy / record.package
-    if control.package is not None:
+    if control.package is not None and control.stage is None:
         control.package(package)
         return
+    if control.stage is None or control.package is not None:
+        raise UsageError(f"control {control.name!r} must change either the package or the Stage")
     if checkpoint is None:
         raise UsageError(f"control {control.name!r} changes the Stage: pass --checkpoint to export it again")
-    if control.stage is None:
-        raise UsageError(f"control {control.name!r} changes neither a package nor a Stage")
     recipe = parts.recipe()
     loaded: Checkpoint = recipe.load(checkpoint)
     stage = next(s for s in recipe.stages(loaded, record.variant) if s.name == record.stage)

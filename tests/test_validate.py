@@ -377,10 +377,8 @@ def test_recorded_receipts_make_the_models_page(
     assert "## streaming_fir\n" in page
     assert "**pass** — synthetic checkpoint `" + digest[:12] in page
     assert "| `streaming_fir_fp16.mlpackage/Data/com.apple.CoreML/weights/weight.bin` |" in page
-    assert (
-        "| state | `history` | fp16 | (1, 1, 32) |" in page
-        or "| state | `history` | fp16 | [1, 1, 32] |" in page
-    )
+    assert "| state | `history` | fp16 | [1, 1, 32] |" in page
+    assert "| filtered snr_db | 69.17 | ≥ 50 | pass |" in page
     edit(tmp_path / "MODELS.md", "**pass**", "**better than ever**")
     assert cli("models", "--check").status == 1
 

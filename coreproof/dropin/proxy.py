@@ -81,7 +81,7 @@ class _MLModelProxy:
         contract = self._model.contract
         self._check_state(state)
         features = to_features(inputs, contract.inputs)
-        with _runtime_errors():
+        with _runtime_errors("Unable to compute the prediction using ML Program: "):
             outputs = self._model.predict(features, state.state if state else None)
         return {f.name: to_caller(outputs[f.name], f) for f in contract.outputs}
 

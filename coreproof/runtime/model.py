@@ -13,7 +13,8 @@ from coreproof.errors import CoreproofError, ExecutionError, InputError, Package
 from coreproof.mil.contract import Contract, Feature, default_function, read_contract
 from coreproof.mil.types import TensorType
 from coreproof.package.reader import Package, open_package
-from coreproof.runtime.codegen import OP_FAILURES, Compiled, Hook, compile_function
+from coreproof.runtime.codegen import OP_FAILURES, Compiled, compile_function
+from coreproof.runtime.emission import Hook
 from coreproof.runtime.features import INPUT_KINDS, OUTPUT_KINDS, argument, default, given, required, returned
 from coreproof.runtime.state import State
 
@@ -119,19 +120,15 @@ class Model:
     def _run(self, arguments: list[Any]) -> tuple[Any, ...]:
         with torch.inference_mode():
             if not self._ready:
-                self._read_weights()
+                self._compiled.read_weights(self._place)
+                self._ready = True
             try:
                 return self._compiled.run(*arguments)
             except (CoreproofError, *OP_FAILURES) as error:
                 raise _located(error, self._compiled) from error
 
-    def _read_weights(self) -> None:
-        for lazy in self._compiled.lazy:
-            value = lazy.make()
-            self._compiled.namespace[lazy.slot] = (
-                value.to(self.device) if isinstance(value, torch.Tensor) else value
-            )
-        self._ready = True
+    def _place(self, value: Any) -> Any:
+        return value.to(self.device) if isinstance(value, torch.Tensor) else value
 
 
 def _located(error: Exception, compiled: Compiled) -> Exception:

@@ -106,6 +106,7 @@ def fake_run(fails: str):
         ("onnx model", {"mil fp32", "mil typed", "torch eager"}),
         ("torch eager", {"mil fp32", "mil typed", "onnxruntime"}),
         ("build", {"torch eager", "onnxruntime"}),
+        ("machine", {"mil fp32", "mil typed", "torch eager", "onnxruntime"}),
     ],
 )
 def test_a_failure_is_reported_and_the_rest_is_measured(

@@ -64,8 +64,7 @@ def no_weights(blob: Blob) -> np.ndarray:
 
 
 def run(compiled: Compiled, *inputs: torch.Tensor) -> torch.Tensor:
-    for lazy in compiled.lazy:
-        compiled.namespace[lazy.slot] = lazy.make()
+    compiled.read_weights(lambda value: value)
     (result,) = compiled.run(*inputs)
     return result
 
