@@ -89,9 +89,8 @@ class Numerics:
         """The sum divided by the number of elements; NaN over nothing."""
         if self.wide:
             return torch.mean(x, dims, keep_dims)
-        return self.sum(x, dims, keep_dims) / math.prod(
-            x.shape if dims is None else [x.shape[d] for d in dims]
-        )
+        count = x.numel() if dims is None else math.prod(x.shape[d] for d in dims)
+        return self.sum(x, dims, keep_dims) / count
 
 
 def windows(x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Tensor:

@@ -161,5 +161,5 @@ def test_a_tampered_or_damaged_one_is_refused(
 
 def test_one_that_unpacks_to_too_much_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fixture, "_MAX_BYTES", 100)
-    with pytest.raises(FixtureError, match="unpacks to .* bytes, the limit is 100"):
+    with pytest.raises(FixtureError, match=r"unpacks to .* bytes, the limit is 100"):
         fixture.load(folder, "toy", DIGEST)

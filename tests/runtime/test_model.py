@@ -208,7 +208,7 @@ def test_a_bare_spec_without_weights(packages: Mapping[str, Path], tmp_path: Pat
 def test_a_bare_spec_with_weights_elsewhere_is_refused(packages: Mapping[str, Path], tmp_path: Path) -> None:
     spec = tmp_path / "alone.mlmodel"
     shutil.copyfile(packages["linear"] / "Data/com.apple.CoreML/model.mlmodel", spec)
-    with pytest.raises(PackageError, match="weight.bin"):
+    with pytest.raises(PackageError, match=r"weight\.bin"):
         coreproof.load(spec).predict({"x": X})
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from coreproof.errors import UnsupportedOpError
@@ -88,7 +90,8 @@ def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_widt
 
 
 def _scaled(x: Tensor, height: float, width: float) -> tuple[int, int]:
-    return math.floor(x.shape[-2] * height), math.floor(x.shape[-1] * width)
+    """The sizes as coremltools infers them, in fp32, where 3 times 7/3 is 7."""
+    return math.floor(np.float32(height) * x.shape[-2]), math.floor(np.float32(width) * x.shape[-1])
 
 
 @op("upsample_nearest_neighbor", moves=True)
@@ -122,9 +125,7 @@ def upsample_bilinear_ios16(
     """``half_pixel_centers`` is the opposite of ``align_corners`` unless given; neither of them is
     TensorFlow's old sampling, both at once do not exist (UnsupportedOpError)."""
     if align_corners and half_pixel_centers:
-        raise UnsupportedOpError(
-            "upsample_bilinear with both align_corners and half_pixel_centers has no meaning"
-        )
+        raise UnsupportedOpError("upsample_bilinear takes align_corners or half_pixel_centers, not both")
     if not align_corners and half_pixel_centers is False:
         return _bilinear(x, *_scaled(x, scale_factor_height, scale_factor_width), "DEFAULT")
     return upsample_bilinear(x, scale_factor_height, scale_factor_width, align_corners)
@@ -144,9 +145,8 @@ def resize(
     Raises UnsupportedOpError for modes that do not exist.
     """
     if interpolation_mode not in ("LINEAR", "NEAREST_NEIGHBOR"):
-        raise UnsupportedOpError(
-            f"interpolation_mode {interpolation_mode!r} is not LINEAR or NEAREST_NEIGHBOR"
-        )
+        modes = "LINEAR or NEAREST_NEIGHBOR"
+        raise UnsupportedOpError(f"interpolation_mode {interpolation_mode!r} is not {modes}")
     y = x
     for dim in range(-resized_dims, 0):
         count = shape[dim] or x.shape[dim]
@@ -199,9 +199,7 @@ def _pixels(place: Tensor, size: int, mode: str, align_corners: bool) -> Tensor:
     if mode == "unnormalized":
         return place
     if mode not in _COORDINATES:
-        raise UnsupportedOpError(
-            f"coordinates_mode {mode!r} is not unnormalized or one of the normalized_ two"
-        )
+        raise UnsupportedOpError(f"coordinates_mode {mode!r} is not one of {', '.join(_COORDINATES)}")
     unit = (place + 1) / 2 if mode == "normalized_minus_one_to_one" else place
     return unit * (size - 1) if align_corners else unit * size - 0.5
 
@@ -224,9 +222,7 @@ def resample(
     if sampling_mode not in ("bilinear", "nearest"):
         raise UnsupportedOpError(f"sampling_mode {sampling_mode!r} is not bilinear or nearest")
     if padding_mode not in _PADDING:
-        raise UnsupportedOpError(
-            f"padding_mode {padding_mode!r} is not constant, border, reflection or symmetric"
-        )
+        raise UnsupportedOpError(f"padding_mode {padding_mode!r} is not one of {', '.join(_PADDING)}")
     sizes = x.shape[3], x.shape[2]
     places = [
         _pixels(c, s, coordinates_mode, align_corners)
@@ -260,22 +256,11 @@ def affine(
     Raises UnsupportedOpError for the modes MIL reserves without defining them.
     """
     if not align_corners or coordinates_mode.lower() != "normalized_minus_one_to_one":
-        raise UnsupportedOpError(
-            "affine needs align_corners and coordinates_mode normalized_minus_one_to_one"
-        )
+        raise UnsupportedOpError("affine needs align_corners and normalized_minus_one_to_one coordinates")
     matrix = transform_matrix.expand(x.shape[0], 6).reshape(-1, 2, 3)
-    grid = torch.nn.functional.affine_grid(
-        matrix, [x.shape[0], 1, output_height, output_width], align_corners=True
-    )
-    return resample(
-        x,
-        grid,
-        sampling_mode.lower(),
-        padding_mode.lower(),
-        padding_value,
-        "normalized_minus_one_to_one",
-        True,
-    )
+    places = F.affine_grid(matrix, [x.shape[0], 1, output_height, output_width], align_corners=True)
+    modes = sampling_mode.lower(), padding_mode.lower()
+    return resample(x, places, *modes, padding_value, coordinates_mode.lower(), align_corners)
 
 
 def _edges(boxes: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

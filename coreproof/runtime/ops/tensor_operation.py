@@ -161,8 +161,16 @@ def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
 def topk(x: Tensor, k: int = 1, axis: int = -1, ascending: bool = False) -> tuple[Tensor, Tensor]:
     """Values and int32 indices of the largest, or with ``ascending`` smallest, elements, sorted; of
     equal elements the first."""
-    values, indices = torch.sort(x, stable=True, dim=axis, descending=not ascending)
-    return torch.narrow(values, axis, 0, k), torch.narrow(indices, axis, 0, k).int()
+    values, indices = torch.topk(x, k, axis, largest=not ascending)
+    last = torch.narrow(values, axis, k - 1, 1)
+    if not torch.equal((x == last).sum(axis), (values == last).sum(axis)):  # the last place is tied
+        values, indices = torch.sort(x, stable=True, dim=axis, descending=not ascending)
+        return torch.narrow(values, axis, 0, k), torch.narrow(indices, axis, 0, k).int()
+    indices, order = torch.sort(indices, axis)
+    values, order = torch.sort(
+        torch.gather(values, axis, order), stable=True, dim=axis, descending=not ascending
+    )
+    return values, torch.gather(indices, axis, order).int()
 
 
 @op("topk", since="ios16", moves=True)

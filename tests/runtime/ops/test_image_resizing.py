@@ -105,6 +105,15 @@ def test_nearest_by_pixel_centres(height: int, width: int) -> None:
     assert_same(ours("resize", "ios17", x=X, **options), expected)
 
 
+@pytest.mark.parametrize("name", ["upsample_nearest_neighbor", "upsample_bilinear"])
+@pytest.mark.parametrize("scale", [7 / 3, 5 / 7, 1.1, 0.999999, 1 / 3, 2.0000001])
+def test_upsampled_sizes(name: str, scale: float) -> None:
+    factors = {"scale_factor_height": np.float32(scale), "scale_factor_width": np.float32(scale)}
+    for size in (3, 7, 30):
+        x = normal(1, size, size)
+        assert ours(name, x=x, **factors).shape == inferred_shape(name, "ios15", x.shape, **factors)
+
+
 def test_nearest_example() -> None:
     """The values of coremltools 9.0 ops/tests/iOS17/test_image_resizing.py."""
     x = np.array([-6.174, 9.371], np.float32).reshape(1, 1, 1, 2, 1)

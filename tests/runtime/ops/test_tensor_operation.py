@@ -122,6 +122,16 @@ def test_ties_keep_their_order() -> None:
     assert ours("topk", x=TIES, k=1)[1].tolist() == [[1], [3]]
 
 
+@pytest.mark.parametrize("ascending", [False, True])
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_topk_of_many_ties(k: int, ascending: bool) -> None:
+    x = rng(4).integers(0, 12, (3, 40)).astype(np.float32)
+    order = np.argsort(x if ascending else -x, axis=1, kind="stable")[:, :k]
+    values, indices = ours("topk", x=x, k=k, ascending=ascending)
+    assert_same(indices, order.astype(np.int32))
+    assert_same(values, np.take_along_axis(x, order, 1))
+
+
 def test_topk_options() -> None:
     values, indices = ours("topk", "ios17", x=TIES, k=-1)
     assert values.tolist() == [[3, 3, 2, 1], [5, 0, 0, -1]]
