@@ -38,9 +38,10 @@ def _move_home(patch: pytest.MonkeyPatch, home: Path) -> None:
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     """Runs ``coreproof ARGUMENTS...`` in this process, on lines wide enough not to be folded."""
-    from coreproof.cli import main
+    from coreproof.cli import console, main
 
-    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.setattr(console.out, "width", 500)
+    monkeypatch.setenv("COLUMNS", "500")  # for the help pages
     monkeypatch.setenv("NO_COLOR", "1")
 
     def run(*arguments: object) -> Ended:

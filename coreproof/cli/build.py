@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from coreproof.cli.console import out, print_json, progress, size, table
+from coreproof.cli.console import print_json, progress, say, size, table
 
 Model = Annotated[str, typer.Argument(help="A shipped model's name, or a recipe folder.")]
 CheckpointOption = Annotated[
@@ -53,10 +53,8 @@ def export(
         rows.append((record.package, record.precision.compute, len(record.weights), size(bytes_)))
     table(("package", "precision", "weights>", "size>"), rows)
     for record in manifest.packages:
-        out.print(f"sha256 {manifest.package_digest(record.package)}  {record.package}", soft_wrap=True)
-    out.print(
-        f"{manifest.checkpoint.kind} checkpoint {manifest.checkpoint.sha256[:12]} -> {build}/coreproof.json"
-    )
+        say(f"sha256 {manifest.package_digest(record.package)}  {record.package}")
+    say(f"{manifest.checkpoint.kind} checkpoint {manifest.checkpoint.sha256[:12]} -> {build}/coreproof.json")
 
 
 def synth(
@@ -88,7 +86,7 @@ def synth(
     if as_json:
         print_json({"model": parts.name, "size": size_, "seed": seed, "folder": str(folder)})
     else:
-        out.print(f"synthetic {parts.name} checkpoint, {size_}, seed {seed} -> {folder}")
+        say(f"synthetic {parts.name} checkpoint, {size_}, seed {seed} -> {folder}")
 
 
 def reference(
@@ -114,7 +112,7 @@ def reference(
     if as_json:
         print_json({"model": parts.name, "checkpoint_sha256": digest, "folder": str(folder)})
     else:
-        out.print(f"{len(computed.arrays)} arrays for {loaded.kind} checkpoint {digest[:12]} -> {folder}")
+        say(f"{len(computed.arrays)} arrays for {loaded.kind} checkpoint {digest[:12]} -> {folder}")
 
 
 def verify(
@@ -138,5 +136,5 @@ def verify(
     if as_json:
         print_json({"verdict": "pass", "files": len(manifest.files)})
     else:
-        out.print("identical", style="green", end="")
-        out.print(f": all {len(manifest.files)} files of {build} re-exported byte for byte")
+        files = f"all {len(manifest.files)} files of {build}"
+        say(f": {files} re-exported byte for byte", "identical", "green")

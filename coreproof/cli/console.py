@@ -41,6 +41,12 @@ def progress() -> Iterator[Report]:
         yield report
 
 
+def say(text: str, head: str = "", style: str = "") -> None:
+    """Print one line, begun by ``head`` in ``style``; never folded, so that a path in it can be copied."""
+    out.print(head, style=style, end="")
+    out.print(text, soft_wrap=True)
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
     """Print rows of plain values or rich ``Text``; a column whose name ends in ``>`` is right-aligned."""
     view = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
@@ -101,5 +107,6 @@ def end(error: Exception, debug: bool) -> int:
     err.print("internal error:", style="bold red", end=" ")
     err.print(f"{type(error).__name__}: {error}", soft_wrap=True)
     if not debug:
-        err.print("this is a bug in coreproof; run again with --debug before the command to see where")
+        hint = "this is a bug in coreproof; run again with --debug before the command to see where"
+        err.print(hint, soft_wrap=True)
     return 2

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from coreproof.cli.build import Json
-from coreproof.cli.console import number, out, print_json, progress, show_suspects, size, table
+from coreproof.cli.console import number, print_json, progress, say, show_suspects, size, table
 
 if TYPE_CHECKING:
     from coreproof.parity.gates import Verdict
@@ -70,7 +70,7 @@ def validate(
         print_json(receipts.receipt(result))
     else:
         _show(result)
-        out.print(f"receipt: {written}")
+        say(f"receipt: {written}")
     raise typer.Exit(0 if result.passed else 1)
 
 
@@ -114,13 +114,13 @@ def models(
             temporary.write_text(text, encoding="utf-8")
     elif not page.is_file() or page.read_text(encoding="utf-8") != text:
         raise JudgedBadError(f"{page} does not say what {receipts}/ says; run coreproof models")
-    out.print(f"{page} says what {receipts}/ says")
+    say(f"{page} says what {receipts}/ says")
 
 
 def _show(result: Validation) -> None:
     kind = result.manifest.checkpoint.kind
     seed = "" if result.manifest.checkpoint.seed is None else f", seed {result.manifest.checkpoint.seed}"
-    out.print(f"{result.manifest.model}: {kind} checkpoint {result.manifest.checkpoint.sha256[:12]}{seed}")
+    say(f"{result.manifest.model}: {kind} checkpoint {result.manifest.checkpoint.sha256[:12]}{seed}")
     _verdicts("what the cases excite", result.excitations, ())
     for package in result.packages:
         mode = f"mode {package.mode}" if package.mode else f"backend {result.backend}"
@@ -132,8 +132,8 @@ def _show(result: Validation) -> None:
     table(("package", "precision", "size>", "cases>", "gates", "verdict"), rows, title="in short")
     passed = sum(p.judgement.passed for p in result.packages)
     colour = "green" if result.passed else "red"
-    out.print("pass" if result.passed else "FAIL", style=f"bold {colour}", end="")
-    out.print(f": {passed} of {len(result.packages)} packages")
+    verdict = "pass" if result.passed else "FAIL"
+    say(f": {passed} of {len(result.packages)} packages", verdict, f"bold {colour}")
 
 
 def _summary(result: Validation, package: PackageResult) -> tuple[object, ...]:
@@ -156,8 +156,7 @@ def _verdicts(title: str, verdicts: Any, problems: Any) -> None:
         *problems[:_SHOWN],
         *([f"and {more} more; the receipt has them all"] if more > 0 else []),
     ]:
-        out.print("problem", style="red", end=": ")
-        out.print(problem, soft_wrap=True)
+        say(f": {problem}", "problem", "red")
 
 
 def _row(verdict: Verdict) -> tuple[str | Text, ...]:
@@ -188,4 +187,4 @@ def _show_proofs(proofs: list[Proof], as_json: bool) -> None:
         table(("planted defect", "gate", "worst>", "bound>", "verdict"), rows, title=package)
     caught = sum(p.caught for p in proofs)
     colour = "green" if proofs and caught == len(proofs) else "red"
-    out.print(f"{caught} of {len(proofs)} caught", style=f"bold {colour}")
+    say(f" of {len(proofs)} caught", str(caught), f"bold {colour}")

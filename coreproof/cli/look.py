@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from coreproof.cli.build import Json
-from coreproof.cli.console import number, out, print_json, show_suspects, size, table
+from coreproof.cli.console import number, print_json, say, show_suspects, size, table
 
 
 def run(
@@ -66,7 +66,7 @@ def run(
     if compare_modes:
         show_suspects(suspects, f"ops by their own error in mode {mode}")
     if output:
-        out.print(f"outputs -> {output}")
+        say(f"outputs -> {output}")
 
 
 def inspect(
@@ -83,8 +83,8 @@ def inspect(
     if as_json:
         print_json(seen)
         return
-    out.print(package.name, style="bold", end="")
-    out.print(f": specification version {seen['specification_version']}, {size(seen['bytes'])} on disk")
+    version = seen["specification_version"]
+    say(f": specification version {version}, {size(seen['bytes'])} on disk", package.name, "bold")
     for name, function in seen["functions"].items():
         features = [
             (kind, f["name"], f["dtype"] or f["kind"], f["shape"])

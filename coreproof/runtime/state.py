@@ -46,7 +46,9 @@ class State:
         if array.shape != feature.shape:
             raise InputError(f"state {name!r}: shape {list(array.shape)}, expected {list(feature.shape)}")
         slot = self._slots[name]
-        slot.value = torch.from_numpy(array.astype(feature.dtype).astype(np.float32)).to(slot.value.device)
+        with np.errstate(over="ignore"):
+            rounded = array.astype(feature.dtype)
+        slot.value = torch.from_numpy(rounded.astype(np.float32)).to(slot.value.device)
 
     def _known(self, name: str) -> str:
         if name not in self._slots:
