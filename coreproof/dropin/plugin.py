@@ -188,13 +188,14 @@ def select(nodes: Sequence[str], index: int, count: int) -> set[str]:
 
 
 def seed(text: str) -> None:
-    """Seed random, numpy and torch, as far as they are loaded, from the sha256 of ``text``."""
+    """Seed random, numpy and torch (its CPU generator), as far as they are loaded, from the sha256 of
+    ``text``."""
     number = int.from_bytes(_digest(text)[:8], "little") >> 1
     random.seed(number)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(number % 2**32)
     if torch := sys.modules.get("torch"):
-        torch.manual_seed(number)
+        torch.default_generator.manual_seed(number)  # torch.manual_seed imports torch's compiler first
 
 
 def _digest(text: str) -> bytes:

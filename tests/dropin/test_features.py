@@ -56,10 +56,12 @@ def test_images_that_do_not_fit(ct: Any):
     model = _weighted(ct, ct.colorlayout.RGB)
     with pytest.raises(RuntimeError, match="Image size 2 x 2 not in allowed set of image sizes"):
         model.predict({"x": Image.fromarray(PIXELS[:, :2])})
-    with pytest.raises(TypeError, match="must be of type PIL.Image.Image"):
+    with pytest.raises(TypeError, match=r"must be of type PIL\.Image\.Image"):
         model.predict({"x": PIXELS})
     compiled = ct.models.CompiledMLModel(model.get_compiled_model_path())
-    with pytest.raises(RuntimeError, match="expects input feature x to be an image, but the input is a ndarray"):
+    with pytest.raises(
+        RuntimeError, match="expects input feature x to be an image, but the input is a ndarray"
+    ):
         compiled.predict({"x": PIXELS.astype(np.float32)})
     with pytest.raises(RuntimeError, match="mode L, expected RGB or RGBA"):
         compiled.predict({"x": Image.fromarray(PIXELS[..., 0])})
@@ -105,7 +107,9 @@ def _flexible(ct: Any, shape: Any) -> Any:
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import get_new_symbol
 
-    program = mb.program(input_specs=[mb.TensorSpec((1, get_new_symbol()))])(lambda x: mb.relu(x=x, name="out"))
+    program = mb.program(input_specs=[mb.TensorSpec((1, get_new_symbol()))])(
+        lambda x: mb.relu(x=x, name="out")
+    )
     return ct.convert(program, inputs=[ct.TensorType("x", shape)])
 
 
@@ -113,7 +117,9 @@ def test_range_shapes(ct: Any):
     model = _flexible(ct, (1, ct.RangeDim(2, 4)))
     for size in (2, 4):
         assert model.predict({"x": np.ones((1, size), np.float32)})["out"].shape == (1, size)
-    with pytest.raises(RuntimeError, match=r"Size \(5\) of dimension \(1\) is not in allowed range \(2\.\.4\)"):
+    with pytest.raises(
+        RuntimeError, match=r"Size \(5\) of dimension \(1\) is not in allowed range \(2\.\.4\)"
+    ):
         model.predict({"x": np.ones((1, 5), np.float32)})
 
 
@@ -155,5 +161,8 @@ def test_a_classifier_gives_its_label_and_probabilities(ct: Any, labels: list[An
     program = mb.program(input_specs=[mb.TensorSpec((3,))])(lambda x: mb.identity(x=x, name="p"))
     model = ct.convert(program, classifier_config=ct.ClassifierConfig(labels), convert_to="mlprogram")
     result = model.predict({"x": np.array([0.25, 0.5, 0.125], np.float32)})
-    assert result == {"classLabel": labels[1], "classLabel_probs": dict(zip(labels, (0.25, 0.5, 0.125), strict=True))}
+    assert result == {
+        "classLabel": labels[1],
+        "classLabel_probs": dict(zip(labels, (0.25, 0.5, 0.125), strict=True)),
+    }
     assert type(result["classLabel"]) is type(labels[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -133,11 +132,11 @@ def test_a_compiled_model_predicts_and_stands_on_its_own(ct: Any, linear: Any, t
 
 def test_the_compiled_folder_goes_with_its_model(ct: Any, linear: Any):
     model = ct.models.MLModel(linear.package_path)
-    path = model.get_compiled_model_path()
-    assert os.listdir(path)
-    assert model.get_compiled_model_path() == path
+    path = Path(model.get_compiled_model_path())
+    assert path.is_dir()
+    assert model.get_compiled_model_path() == str(path)
     del model
-    assert not os.path.exists(path)
+    assert not path.exists()
 
 
 def test_compile_model_writes_where_it_is_told(ct: Any, linear: Any, tmp_path: Path):
@@ -203,7 +202,9 @@ def test_a_state_refuses_what_is_not_its(stateful: Any, name: str, value: Any, m
 def test_a_stateful_model_needs_a_state_of_its_own(linear: Any, stateful: Any):
     x = np.zeros(2, np.float32)
     for state in (None, linear.make_state()):
-        with pytest.raises(RuntimeError, match="The input feature for total must be an MLState, but it was not"):
+        with pytest.raises(
+            RuntimeError, match="The input feature for total must be an MLState, but it was not"
+        ):
             stateful.predict({"x": x}, state=state)
     with pytest.raises(RuntimeError, match="must be an MLState"):
         stateful.predict([{"x": x}])
@@ -222,7 +223,9 @@ def two_functions(ct: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("functions")
     descriptor = ct.utils.MultiFunctionDescriptor()
     for name, factor in (("twice", 2), ("thrice", 3)):
-        program = mb.program(input_specs=[mb.TensorSpec((3,))], opset_version=ct.target.iOS18)(_scaled(factor))
+        program = mb.program(input_specs=[mb.TensorSpec((3,))], opset_version=ct.target.iOS18)(
+            _scaled(factor)
+        )
         path = str(folder / f"{name}.mlpackage")
         ct.convert(program, minimum_deployment_target=ct.target.iOS18).save(path)
         descriptor.add_function(path, "main", name)

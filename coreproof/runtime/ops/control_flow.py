@@ -48,7 +48,9 @@ class List:
         return torch.zeros(self.shape, dtype=self.dtype)
 
     def written(self, indices: Ints, values: Sequence[Tensor]) -> List:
-        """This list with ``values`` at ``indices``, of equal ones the last."""
+        """This list with ``values`` at ``indices``, of equal ones the last. Raises InputError."""
+        if len(values) != len(indices):
+            raise InputError(f"{len(values)} values for {len(indices)} places")
         items = list(self.items)
         for index, value in zip(indices, values, strict=True):
             if index < 0 or (index >= len(self.items) and not self.dynamic):

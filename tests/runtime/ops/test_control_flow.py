@@ -66,7 +66,7 @@ def test_scatter() -> None:
     longer = call("list_scatter", scattered, (4, 1), values([7, 8], [9, 10]))
     assert contents(longer) == [[3, 4], [9, 10], [5, 6], [0, 0], [7, 8]]
     assert contents(made) == [[0, 0]] * 3
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(InputError, match="2 values for 1 places"):
         call("list_scatter", made, (0,), values([1, 2], [3, 4]))
 
 
