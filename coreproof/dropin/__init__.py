@@ -64,7 +64,7 @@ def _patch(native: Any) -> None:
 
     coremltools().libcoremlpython = native
     told: dict[str, Any] = {"_IS_MACOS": True, "_is_macos": lambda: True, "_macos_version": lambda: _MACOS}
-    told.update({name: value for name, value in vars(native).items() if isinstance(value, type)})
+    told.update({name: value for name, value in vars(native).items() if name.startswith("_ML")})
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "coremltools" and module is not native:
             for attribute in told.keys() & vars(module).keys():

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from coreproof.errors import PackageError
 from coreproof.package.layout import safe_join
 from coreproof.package.reader import open_package, program_blobs, relative_name
 
@@ -25,16 +24,9 @@ def is_compiled(path: str) -> bool:
 
 
 def spec_of(path: str) -> Path:
-    """What to open for ``path``: the specification inside a compiled model, anything else itself.
-
-    Raises PackageError for a compiled model that was not made here.
-    """
-    if not is_compiled(path):
-        return Path(path)
+    """What to open for ``path``: the specification inside a compiled model made here, else itself."""
     spec = Path(path, _SPEC)
-    if not spec.is_file():
-        raise PackageError(f"{path}: no compiled model of coreproof's; open the .mlpackage it was made from")
-    return spec
+    return spec if is_compiled(path) and spec.is_file() else Path(path)
 
 
 def compile_package(path: Path) -> Path:

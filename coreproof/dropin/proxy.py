@@ -21,6 +21,7 @@ from coreproof.dropin.coercion import to_caller, to_features, to_state, widened
 from coreproof.dropin.compiled import compile_package, from_memory, is_compiled, spec_of
 from coreproof.errors import CoreproofError
 from coreproof.mil.contract import Feature
+from coreproof.package.reader import open_package
 from coreproof.runtime.model import Model, load
 from coreproof.runtime.state import State
 
@@ -130,7 +131,7 @@ class _MLModelProxy:
     def create_model_asset_from_path(path: str) -> Any:
         """coremltools' ``MLModelAsset`` of the compiled model at ``path``."""
         with _runtime_errors():
-            spec_of(path)
+            open_package(spec_of(path))
         return _asset(_MLModelAssetProxy(path))
 
     @staticmethod

@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 
-from coreproof.errors import CoreproofError, ExecutionError, InputError, PackageError, UnsupportedOpError
+from coreproof.errors import (
+    CoreproofError,
+    ExecutionError,
+    InputError,
+    PackageError,
+    UnsupportedOpError,
+    UsageError,
+)
 from coreproof.mil.contract import Contract, Feature, default_function, read_contract
 from coreproof.mil.types import TensorType
 from coreproof.package.reader import Package, open_package
@@ -30,9 +37,13 @@ def load(
     the first prediction.
 
     Raises PackageError for a malformed package, UnsupportedOpError for an op or mode that the
-    runtime does not have.
+    runtime does not have, UsageError for a device torch cannot use.
     """
-    return Model(open_package(Path(path)), mode, function_name, torch.device(device))
+    try:
+        place = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by device
+        raise UsageError(f"device {device!r} is not to be had here: {error}") from None
+    return Model(open_package(Path(path)), mode, function_name, place)
 
 
 class Model:

@@ -146,8 +146,9 @@ def test_compile_model_writes_where_it_is_told(ct: Any, linear: Any, tmp_path: P
         ct.models.CompiledMLModel(target).predict({"x": X})["y"], linear.predict({"x": X})["y"]
     )
     (tmp_path / "empty.mlmodelc").mkdir()
-    with pytest.raises(RuntimeError, match=r"no compiled model of coreproof's; open the \.mlpackage"):
-        ct.models.CompiledMLModel(str(tmp_path / "empty.mlmodelc"))
+    for load in (ct.models.CompiledMLModel, ct.models.model.MLModelAsset.from_path):
+        with pytest.raises(RuntimeError, match=r"open the \.mlpackage it was made from"):
+            load(str(tmp_path / "empty.mlmodelc"))
 
 
 @pytest.mark.parametrize("from_memory", [True, False])

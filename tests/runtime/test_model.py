@@ -17,7 +17,14 @@ from coremltools.converters.mil.mil import types
 from support import Made
 
 import coreproof
-from coreproof.errors import CoreproofError, ExecutionError, InputError, PackageError, UnsupportedOpError
+from coreproof.errors import (
+    CoreproofError,
+    ExecutionError,
+    InputError,
+    PackageError,
+    UnsupportedOpError,
+    UsageError,
+)
 
 WEIGHT = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
 X = np.array([[0.5, -1.0, 2.0, 1 / 3]], np.float32)
@@ -347,3 +354,8 @@ def test_a_model_without_states_has_none(packages: Mapping[str, Path]) -> None:
 def test_importing_coreproof_imports_no_torch() -> None:
     code = "import sys, coreproof; assert not {'torch', 'coremltools', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_device_that_is_not_here_is_refused(packages: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="device 'abacus' is not to be had here"):
+        coreproof.load(packages["linear"], device="abacus")
