@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from coreproof.errors import CoreproofError, PackageError, UnsupportedOpError
 from coreproof.mil.program import Binding, Blob, Block, Function, NamedType, Operation
@@ -27,6 +28,8 @@ MODES = ("typed", "fp32", "fp16acc")
 
 # What torch and the ops raise on arguments that do not fit together.
 OP_FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+
+_KEPT = 16 << 20  # bytes; untouched, so it never counts as used
 
 Arguments = Mapping[str, tuple[Value, ...]]
 
@@ -47,6 +50,9 @@ class Compiled:
     def read_weights(self, place: Callable[[Any], Any]) -> None:
         """Make the lazy constants, each passed through ``place`` (which may move it to a device), and
         keep those that the code uses."""
+        # glibc gives freed memory back at once and takes it again page by page, which costs more than
+        # the ops of a small model. Freeing one large block raises the size from which it does so.
+        torch.empty(_KEPT, dtype=torch.uint8)
         used = set(self.run.__code__.co_names)
         for lazy in self.lazy:
             self.namespace[lazy.slot] = place(lazy.make())
