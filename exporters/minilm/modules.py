@@ -33,7 +33,7 @@ class Embeddings(nn.Module):
         hidden = config["hidden_size"]
         # A given weight keeps torch from drawing one, for which it imports its compiler.
         words = torch.empty(config["vocab_size"], hidden)
-        self.word_embeddings = nn.Embedding(*words.shape, _weight=words)
+        self.word_embeddings = nn.Embedding(config["vocab_size"], hidden, _weight=words)
         self.position_table = nn.Parameter(torch.empty(SEQUENCE_LENGTH, hidden))
         self.LayerNorm = nn.LayerNorm(hidden, config["layer_norm_eps"])
 
