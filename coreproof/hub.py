@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 
 from coreproof.convert.recipe import Published, Recipe
@@ -23,6 +24,8 @@ def fetch_checkpoint(recipe: Recipe) -> Path:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
+    # The client reports each retry; the one error at the end says it all.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         paths = {
             name: Path(hf_hub_download(pinned.repo, name, revision=pinned.revision)) for name in pinned.files
