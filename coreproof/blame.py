@@ -17,11 +17,10 @@ import torch
 
 from coreproof.mil.contract import default_function
 from coreproof.mil.program import Operation, Ref
-from coreproof.mil.types import DType, TensorType
 from coreproof.package.reader import open_package
-from coreproof.runtime.codegen import call_order
+from coreproof.runtime.codegen import call_order, engine_arguments, is_half
 from coreproof.runtime.model import Model
-from coreproof.runtime.numerics import FP16ACC, WIDE, round_half
+from coreproof.runtime.numerics import round_half
 from coreproof.runtime.registry import SPECIALIZATIONS, lookup
 
 
@@ -85,16 +84,11 @@ def _own_error(
     if not given:
         return 0.0
     definition = lookup(operation.type, opset)
-    halves = [isinstance(o.type, TensorType) and o.type.dtype is DType.FP16 for o in operation.outputs]
+    halves = [is_half(o) for o in operation.outputs]
     if mode == "fp32" or definition.moves or not definition.pure or not any(halves):
         return 0.0
-    keywords: dict[str, Any] = {}
-    if "num" in definition.wants:
-        keywords["num"] = FP16ACC if mode == "fp16acc" else WIDE
-    if "out" in definition.wants:
-        keywords["out"] = tuple(o.type for o in operation.outputs)
     positional, named = call_order(definition, given)
-    again = definition.fn(*positional, **named, **keywords)
+    again = definition.fn(*positional, **named, **engine_arguments(operation, definition, mode))
     pairs = zip(halves, results, again if len(halves) > 1 else (again,), strict=True)
     return max(_relative(round_half(new), old) for half, old, new in pairs if half)
 

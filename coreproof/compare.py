@@ -9,13 +9,14 @@ import numpy as np
 
 from coreproof.arrays import read_npz
 from coreproof.backends import Target, create
+from coreproof.convert.convert import Report
 from coreproof.errors import InputError
 from coreproof.mil.contract import Contract, Feature, default_function, read_contract
 from coreproof.package.reader import open_package
 from coreproof.parity.comparison import Judgement, compare_case, judge
 from coreproof.parity.gates import load_gates
 from coreproof.parity.suite import Arrays, Case, Outcome
-from coreproof.validate import Report, run_case
+from coreproof.validate import run_case
 
 
 def compare(

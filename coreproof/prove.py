@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from coreproof.catalog import ModelParts
-from coreproof.convert.checkpoint import Checkpoint
 from coreproof.convert.convert import Report, convert_stage
 from coreproof.errors import JudgedBadError, UsageError
 from coreproof.package.manifest import MANIFEST, Manifest, PackageRecord, digest_files, load_manifest
 from coreproof.parity.gates import Gate, Verdict, load_gates
 from coreproof.parity.suite import Control
-from coreproof.validate import Validation, validate
+from coreproof.validate import Validation, stage_of, validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +83,8 @@ def _plant(
         raise UsageError(f"control {control.name!r} must change either the package or the Stage")
     if checkpoint is None:
         raise UsageError(f"control {control.name!r} changes the Stage: pass --checkpoint to export it again")
-    recipe = parts.recipe()
-    loaded: Checkpoint = recipe.load(checkpoint)
-    stage = next(s for s in recipe.stages(loaded, record.variant) if s.name == record.stage)
+    loaded = parts.recipe().load(checkpoint)
+    stage = stage_of(parts, loaded, record)
     shutil.rmtree(package)
     convert_stage(control.stage(stage, loaded), loaded, package, report)
 

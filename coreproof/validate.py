@@ -7,7 +7,7 @@ a pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from coreproof.backends import Backend, Target, create
 from coreproof.blame import Suspect, blame
 from coreproof.catalog import ModelParts
 from coreproof.convert.checkpoint import Checkpoint
+from coreproof.convert.convert import Report
 from coreproof.convert.recipe import NUMPY, Stage
 from coreproof.errors import FixtureError, JudgedBadError
 from coreproof.package.manifest import Manifest, PackageRecord, check_files, checkpoint_digest, load_manifest
@@ -25,8 +26,6 @@ from coreproof.parity.comparison import CaseComparison, Judgement, compare_case,
 from coreproof.parity.fixture import Fixture, find, load, save
 from coreproof.parity.gates import Gates, Verdict, load_gates
 from coreproof.parity.suite import Case, Outcome, Suite
-
-Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +148,7 @@ def _package(
     mode = gates.modes.get(record.variant) if backend == "mil" else None
     if backend == "mil" and mode is None:
         raise JudgedBadError(f"{parts.gates}: [modes] has no numeric mode for variant {record.variant!r}")
-    stage = _stage(parts, checkpoint, record) if checkpoint else None
+    stage = stage_of(parts, checkpoint, record) if checkpoint else None
     runner = create(backend)
     runner.load(Target(build / record.package, mode or "typed", None, stage, checkpoint))
     outputs = {o.name: (tuple(o.shape), NUMPY[o.dtype]) for o in record.contract.outputs}
@@ -167,7 +166,8 @@ def _package(
     return PackageResult(record, mode, tuple(comparisons), aggregates, judgement, suspects)
 
 
-def _stage(parts: ModelParts, checkpoint: Checkpoint, record: PackageRecord) -> Stage:
+def stage_of(parts: ModelParts, checkpoint: Checkpoint, record: PackageRecord) -> Stage:
+    """The Stage that ``record``'s package was exported from."""
     stages = parts.recipe().stages(checkpoint, record.variant)
     return next(s for s in stages if s.name == record.stage)
 

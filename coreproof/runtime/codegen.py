@@ -137,28 +137,29 @@ def _arguments(emission: Emission, operation: Operation, definition: OpDef) -> A
 
 
 def _rounds(emission: Emission, definition: OpDef, output: NamedType) -> bool:
-    half = isinstance(output.type, TensorType) and output.type.dtype is DType.FP16
-    return half and emission.mode != "fp32" and not definition.moves
+    return is_half(output) and emission.mode != "fp32" and not definition.moves
 
 
-def _keywords(emission: Emission, operation: Operation, definition: OpDef) -> dict[str, Any]:
+def engine_arguments(operation: Operation, definition: OpDef, mode: str) -> dict[str, Any]:
+    """The arguments an op gets from the engine and not from the program: ``out`` and ``num``."""
     keywords: dict[str, Any] = {}
     if "out" in definition.wants:
         keywords["out"] = tuple(o.type for o in operation.outputs)
     if "num" in definition.wants:
-        narrow = emission.mode == "fp16acc" and any(_is_half(o) for o in operation.outputs)
+        narrow = mode == "fp16acc" and any(is_half(o) for o in operation.outputs)
         keywords["num"] = FP16ACC if narrow else WIDE
     return keywords
 
 
-def _is_half(output: NamedType) -> bool:
+def is_half(output: NamedType) -> bool:
+    """Whether an op's output is typed fp16."""
     return isinstance(output.type, TensorType) and output.type.dtype is DType.FP16
 
 
 def _fold(emission: Emission, operation: Operation, definition: OpDef, arguments: Arguments) -> None:
     """Evaluate an op whose inputs are all constant: now, or with the weights it depends on."""
     where = emission.where
-    keywords = _keywords(emission, operation, definition)
+    keywords = engine_arguments(operation, definition, emission.mode)
     rounds = [_rounds(emission, definition, o) for o in operation.outputs]
 
     def value(argument: Value) -> Any:
@@ -217,7 +218,9 @@ def _emit(emission: Emission, operation: Operation, definition: OpDef, arguments
         else:
             given[name] = f"static({kind!r}, {emission.expression(group[0])})"
     positional, named = call_order(definition, given)
-    keywords = {k: emission.bind(k, v) for k, v in _keywords(emission, operation, definition).items()}
+    keywords = {
+        k: emission.bind(k, v) for k, v in engine_arguments(operation, definition, emission.mode).items()
+    }
     call = ", ".join([*positional, *(f"{k}={v}" for k, v in {**named, **keywords}.items())])
     expression = f"{emission.bind(operation.type + '_', definition.fn)}({call})"
     locals_ = [emission.local() for _ in operation.outputs]
