@@ -21,8 +21,9 @@ from coreproof.runtime.constants import Known, Lazy, static
 from coreproof.runtime.control import CONTROL
 from coreproof.runtime.emission import Emission, Hook, Value, Var, locals_of, packed
 from coreproof.runtime.layout import layout
-from coreproof.runtime.numerics import FP16ACC, WIDE, round_half
+from coreproof.runtime.numerics import FP16ACC, WIDE, round_half, round_half_
 from coreproof.runtime.registry import REQUIRED, SPECIALIZATIONS, OpDef, Param, lookup
+from coreproof.runtime.reuse import Reuse, in_place, own_memory
 
 MODES = ("typed", "fp32", "fp16acc")
 
@@ -73,8 +74,9 @@ def compile_function(
         raise UnsupportedOpError(f"numeric mode {mode!r} does not exist; choose one of {', '.join(MODES)}")
     if function.opset not in SPECIALIZATIONS:
         raise UnsupportedOpError(f"function {function.name!r}: opset {function.opset!r} is not known")
-    emission = Emission(function.name, SPECIALIZATIONS[function.opset], mode, read, hook)
-    emission.namespace.update(rh=round_half, static=static, hook=hook)
+    reuse = Reuse(function.block, enabled=hook is None)
+    emission = Emission(function.name, SPECIALIZATIONS[function.opset], mode, read, hook, reuse)
+    emission.namespace.update(rh=round_half, rh_=round_half_, static=static, hook=hook)
     arguments = [f"i{index}" for index in range(len(function.inputs))]
     emission.env.update((f.name, Var(a)) for f, a in zip(function.inputs, arguments, strict=True))
     returned = [emission.expression(v) for v in _block(emission, function.block)]
@@ -206,31 +208,41 @@ def call_order(definition: OpDef, given: Mapping[str, Any]) -> tuple[list[Any], 
 
 
 def _emit(emission: Emission, operation: Operation, definition: OpDef, arguments: Arguments) -> None:
-    given = {}
-    for name, group in arguments.items():
-        kind = definition.params[name].kind
-        if kind == "tensors":
-            given[name] = "[" + ", ".join(emission.expression(a) for a in group) + "]"
-        elif kind == "tensor":
-            given[name] = emission.expression(group[0])
-        elif isinstance(group[0], Known):
-            given[name] = emission.literal(static(kind, group[0].data))
-        else:
-            given[name] = f"static({kind!r}, {emission.expression(group[0])})"
-    positional, named = call_order(definition, given)
-    keywords = {
-        k: emission.bind(k, v) for k, v in engine_arguments(operation, definition, emission.mode).items()
-    }
-    call = ", ".join([*positional, *(f"{k}={v}" for k, v in {**named, **keywords}.items())])
-    expression = f"{emission.bind(operation.type + '_', definition.fn)}({call})"
+    given = {name: _written(emission, definition.params[name], group) for name, group in arguments.items()}
     locals_ = [emission.local() for _ in operation.outputs]
-    rounds = [_rounds(emission, definition, o) for o in operation.outputs]
-    if rounds == [True]:
-        expression = f"rh({expression})"
     used = locals_of(a for group in arguments.values() for a in group)
-    target = ", ".join(locals_)
+    target, expression = ", ".join(locals_), _call(emission, operation, definition, given)
+    rounds = [_rounds(emission, definition, o) for o in operation.outputs]
+    own = own_memory(operation)
+    if rounds == [True]:
+        expression = f"rh_({expression})" if own else f"rh({expression})"
     emission.add(f"{target} = {expression}" if target else expression, (*used, *locals_), operation)
     if len(rounds) > 1:
         for local in (v for v, r in zip(locals_, rounds, strict=True) if r):
             emission.add(f"{local} = rh({local})", (local,), operation)
+    emission.reuse.made(operation, own or rounds == [True], emission.scope)
     emission.finish(operation, locals_, given, used)
+
+
+def _written(emission: Emission, param: Param, group: tuple[Value, ...]) -> str:
+    """How the generated code writes an argument."""
+    if param.kind == "tensors":
+        return "[" + ", ".join(emission.expression(a) for a in group) + "]"
+    if param.kind == "tensor":
+        return emission.expression(group[0])
+    if isinstance(group[0], Known):
+        return emission.literal(static(param.kind, group[0].data))
+    return f"static({param.kind!r}, {emission.expression(group[0])})"
+
+
+def _call(emission: Emission, operation: Operation, definition: OpDef, given: Mapping[str, str]) -> str:
+    overwritten = emission.reuse.operand(operation, emission.scope)
+    function = in_place(operation) if overwritten else definition.fn
+    positional, named = call_order(definition, given)
+    if overwritten == "y":
+        positional.reverse()
+    keywords = {
+        k: emission.bind(k, v) for k, v in engine_arguments(operation, definition, emission.mode).items()
+    }
+    call = ", ".join([*positional, *(f"{k}={v}" for k, v in {**named, **keywords}.items())])
+    return f"{emission.bind(operation.type + '_', function)}({call})"

@@ -13,6 +13,7 @@ from coreproof.errors import PackageError
 from coreproof.mil.program import Binding, Blob, Immediate, Operation, Ref
 from coreproof.runtime.constants import Known, Lazy, from_immediate, weight
 from coreproof.runtime.layout import Line, Scope
+from coreproof.runtime.reuse import Reuse
 
 # Called after each op with its results and its inputs by MIL argument name; control flow, whose
 # nested ops report themselves, has none.
@@ -39,6 +40,7 @@ class Emission:
     mode: str
     read: Callable[[Blob], np.ndarray]
     hook: Hook | None
+    reuse: Reuse
     where: str = ""
     env: dict[str, Value] = field(default_factory=dict)
     namespace: dict[str, Any] = field(default_factory=dict)

@@ -64,6 +64,11 @@ def round_half(x: Tensor) -> Tensor:
     return x.half().float()
 
 
+def round_half_(x: Tensor) -> Tensor:
+    """As :func:`round_half`, written over ``x``."""
+    return x.copy_(x.half())
+
+
 @dataclass(frozen=True, slots=True)
 class Numerics:
     """The kernels that multiply and add. ``wide``: they are torch's fp32 ones, so that an op may
