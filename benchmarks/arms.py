@@ -13,20 +13,15 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from harness import peak_bytes
+from graph_arms import GRAPH_ARMS, GRAPH_NEEDS
+from timing import Predict, onnx_session, predictions, seconds
 
 if TYPE_CHECKING:
     import torch
 
 TOKENS = 128
-WARM_UP = 5
-RUNS = 50
-
-Predict = Callable[[], object]
 
 
 def checkpoint_folder() -> Path:
@@ -74,7 +69,7 @@ def coreproof_export(folder: Path) -> dict[str, float]:
 
     coremltools()
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        return {"seconds": _seconds(partial(_export, Path(temporary) / "build", ["fp16"]))}
+        return {"seconds": seconds(partial(_export, Path(temporary) / "build", ["fp16"]))}
 
 
 def _export(build: Path, variants: list[str]) -> None:
@@ -107,7 +102,7 @@ def plain_export(folder: Path) -> dict[str, float]:
             os.close(descriptor)
 
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        return {"seconds": _seconds(partial(convert, Path(temporary) / "minilm.mlpackage"))}
+        return {"seconds": seconds(partial(convert, Path(temporary) / "minilm.mlpackage"))}
 
 
 def mil(variant: str, mode: str, folder: Path) -> dict[str, float]:
@@ -120,7 +115,7 @@ def mil(variant: str, mode: str, folder: Path) -> dict[str, float]:
         model = coreproof.load(folder / "build" / f"minilm_encoder_{variant}.mlpackage", mode)
         return partial(model.predict, example_inputs())
 
-    return _predictions(open_model)
+    return predictions(open_model)
 
 
 def torch_eager(folder: Path) -> dict[str, float]:
@@ -128,42 +123,11 @@ def torch_eager(folder: Path) -> dict[str, float]:
     import torch
 
     with torch.inference_mode():
-        return _predictions(lambda: partial(plain_module(), *example_tensors()))
+        return predictions(lambda: partial(plain_module(), *example_tensors()))
 
 
 def onnxruntime(folder: Path) -> dict[str, float]:
-    import onnxruntime as ort
-
-    def open_model() -> Predict:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
-        session = ort.InferenceSession(folder / "minilm.onnx", options, providers=["CPUExecutionProvider"])
-        return partial(session.run, None, example_inputs())
-
-    return _predictions(open_model)
-
-
-def _predictions(open_model: Callable[[], Predict]) -> dict[str, float]:
-    """Seconds to open a model, for its first and for a warm prediction (median), and the bytes by
-    which opening it raised the peak memory of the process."""
-    before, start = peak_bytes(), perf_counter()
-    predict = open_model()
-    opened, grown = perf_counter() - start, peak_bytes() - before
-    first = _seconds(predict)
-    for _ in range(WARM_UP):
-        predict()
-    return {
-        "open": opened,
-        "open_bytes": grown,
-        "first": first,
-        "warm": median(_seconds(predict) for _ in range(RUNS)),
-    }
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = perf_counter()
-    work()
-    return perf_counter() - start
+    return predictions(lambda: partial(onnx_session(folder / "minilm.onnx").run, None, example_inputs()))
 
 
 def prepare_build(folder: Path) -> dict[str, float]:
@@ -199,12 +163,18 @@ ARMS: Mapping[str, Callable[[Path], Mapping[str, Any]]] = {
     "mil typed": partial(mil, "fp16", "typed"),
     "torch eager": torch_eager,
     "onnxruntime": onnxruntime,
+    **GRAPH_ARMS,
     # Run once, untimed.
     "build": prepare_build,
     "onnx model": prepare_onnx,
     "machine": describe_machine,
 }
-NEEDS = {"mil fp32": "build", "mil typed": "build", "onnxruntime": "onnx model"}
+NEEDS = {
+    "mil fp32": "build",
+    "mil typed": "build",
+    "onnxruntime": "onnx model",
+    **GRAPH_NEEDS,
+}
 
 
 if __name__ == "__main__":

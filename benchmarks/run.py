@@ -1,4 +1,4 @@
-"""Export, runtime and opening of MiniLM against the alternatives, as ratios."""
+"""Export, opening and prediction against the alternatives, as ratios."""
 
 from __future__ import annotations
 
@@ -12,10 +12,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from arms import NEEDS, RUNS
+from arms import NEEDS
+from graphs import GRAPHS
 from harness import PEAK, Comparison, Figures, Ratio, Side, measure, ratios, run_arm
+from timing import RUNS
 
 from coreproof.cli.console import err, out, print_json, progress, size, table
+
+
+def _graph(name: str) -> tuple[Comparison, ...]:
+    """The comparisons of a graph of ``graphs.py``."""
+    fp32, typed, eager, onnx = (
+        Side(f"{name} {way}", "warm") for way in ("mil fp32", "mil typed", "torch eager", "onnxruntime")
+    )
+    pairs = ((fp32, eager), (fp32, onnx), (typed, fp32), (typed, eager))
+    return tuple(Comparison(name, a, b) for a, b in pairs)
+
 
 COMPARISONS = (
     Comparison("export", Side("coreproof", "seconds"), Side("ct.convert", "seconds")),
@@ -28,13 +40,15 @@ COMPARISONS = (
     Comparison("first", Side("mil fp32", "first", None), Side("mil fp32", "warm", None)),
     Comparison("first", Side("mil typed", "first", None), Side("mil typed", "warm", None)),
     Comparison("first", Side("torch eager", "first", None), Side("torch eager", "warm", None)),
+    *(comparison for name in GRAPHS for comparison in _graph(name)),
 )
 NOTE = f"""
 A/B of the medians; min..max are of the single pairs of processes.
-export   checkpoint on disk to one fp16 package flushed to disk, with tracing
-runtime  a warm prediction of 1 x 128 tokens (median of {RUNS} in a process)
+export   MiniLM's checkpoint on disk to one fp16 package flushed to disk, with tracing
+runtime  MiniLM: a warm prediction of 1 x 128 tokens (median of {RUNS} in a process)
 open     opening, with torch already imported; memory: what it adds to the peak
 first    the first prediction of a process against its warm ones
+others   a warm prediction of the graph of that name in graphs.py
 A busy machine shows in the spread; threads that wait for each other suffer most.
 """
 
