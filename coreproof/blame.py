@@ -53,7 +53,7 @@ def blame(package: Path, steps: Sequence[Mapping[str, np.ndarray]], mode: str) -
     :meth:`coreproof.runtime.model.Model.predict`.
     """
     opened = open_package(package)
-    function = opened.program.functions[default_function(opened.spec)]
+    function = opened.program.functions[default_function(opened.description)]
     opset = SPECIALIZATIONS[function.opset]
     stored = {o.outputs[0].name for o in function.block.walk() if o.type == "const" and any(o.blobs())}
     suspects: list[Suspect] = []

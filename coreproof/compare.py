@@ -33,7 +33,7 @@ def compare(
     """
     rules = load_gates(gates, stages=(), variants=())
     opened = open_package(package)
-    contract = read_contract(opened.spec, default_function(opened.spec))
+    contract = read_contract(opened.description, default_function(opened.description))
     runner = create(backend)
     runner.load(Target(package, mode))
     outputs = {f.name: (_fixed_shape(f), f.dtype or "float32") for f in contract.outputs}

@@ -1,4 +1,4 @@
-"""What is in a package: contract, ops by family, dtypes, ranks, weights, states, functions."""
+"""What is in a model: contract, ops by family, dtypes, ranks, weights, states, functions."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from coreproof.convert.origins import blobs
 from coreproof.mil.contract import Feature, read_contract
 from coreproof.mil.families import FAMILY_OF
 from coreproof.mil.program import Function, Operation
 from coreproof.mil.types import DType, TensorType
+from coreproof.mil.weights import weights
 from coreproof.package.reader import Package, open_package
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """The facts about the package at ``path`` as JSON values; needs neither torch nor coremltools.
+    """The facts about the model at ``path`` as JSON values; needs neither torch nor coremltools.
 
-    Raises PackageError for a malformed package.
+    Raises PackageError for a malformed one.
     """
     package = open_package(path)
-    metadata = package.spec.description.metadata
+    metadata = package.description.metadata
     own = {
         "description": metadata.shortDescription,
         "author": metadata.author,
@@ -28,7 +28,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "version": metadata.versionString,
     }
     return {
-        "specification_version": package.spec.specificationVersion,
+        "specification_version": package.specification_version,
         "bytes": sum(p.stat().st_size for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file()),
         "functions": {n: _function(package, f) for n, f in sorted(package.program.functions.items())},
         "weights": _weights(package),
@@ -37,7 +37,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def _function(package: Package, function: Function) -> dict[str, Any]:
-    contract = read_contract(package.spec, function.name)
+    contract = read_contract(package.description, function.name)
     operations = [o for o in function.block.walk() if o.type != "const"]
     counts = Counter(o.type for o in operations)
     families: dict[str, dict[str, int]] = {}
@@ -73,7 +73,7 @@ def _feature(feature: Feature) -> dict[str, Any]:
 def _weights(package: Package) -> dict[str, Any]:
     listed = []
     totals: dict[DType, list[int]] = {}
-    for name, blob in blobs(package.program):
+    for name, blob in weights(package.program):
         assert isinstance(blob.type, TensorType)
         count = blob.type.size or 0
         nbytes = (count * blob.type.dtype.bits + 7) // 8

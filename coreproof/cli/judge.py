@@ -75,7 +75,7 @@ def validate(
 
 
 def compare(
-    package: Annotated[Path, typer.Argument(help="Any .mlpackage, whoever made it.")],
+    package: Annotated[Path, typer.Argument(help="Any .mlpackage or .mlmodelc, whoever made it.")],
     reference: Annotated[
         Path, typer.Option("--reference", "-r", help=".npz with input/NAME and expected/NAME arrays.")
     ],

@@ -1,18 +1,25 @@
-"""Commands that run a package and look into it: run, inspect, backends."""
+"""Commands that run a model and look into it: run, inspect, diff, backends."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coreproof.cli.build import Json
 from coreproof.cli.console import number, print_json, say, show_suspects, size, table
 
+if TYPE_CHECKING:
+    from coreproof.diff import Comparison
+    from coreproof.mil.matching import Difference
+
+_SHOWN = 20  # differences printed
+
 
 def run(
-    package: Annotated[Path, typer.Argument(help="An .mlpackage.")],
+    package: Annotated[Path, typer.Argument(help="An .mlpackage or .mlmodelc.")],
     inputs: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,7 +78,7 @@ def run(
 
 def inspect(
     package: Annotated[
-        Path, typer.Argument(help="An .mlpackage or a bare ML-program .mlmodel, whoever made it.")
+        Path, typer.Argument(help="An .mlpackage, .mlmodelc or bare ML-program .mlmodel, whoever made it.")
     ],
     weights: Annotated[bool, typer.Option("--weights", help="List every weight.")] = False,
     as_json: Json = False,
@@ -112,6 +119,68 @@ def inspect(
         listed = [(w["name"], w["dtype"], w["shape"], size(w["bytes"])) for w in seen["weights"]["list"]]
         table(("weight", "dtype", "shape", "size>"), listed)
     table(("metadata", "value"), list(seen["metadata"].items()))
+
+
+def diff(
+    first: Annotated[
+        Path, typer.Argument(help="An .mlpackage, .mlmodelc or bare ML-program .mlmodel, whoever made it.")
+    ],
+    second: Annotated[Path, typer.Argument(help="The one to compare it with, in any of these forms.")],
+    as_json: Json = False,
+) -> None:
+    """Say whether two models are the same program, op by op and weight by weight."""
+    from coreproof.diff import diff as compare
+
+    found = compare(first, second)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _show_comparison(found)
+    raise typer.Exit(0 if found.same else 1)
+
+
+def _show_comparison(found: Comparison) -> None:
+    both = f"{_count(found.operations, 'op')}, {_both(found.weights, 'weight')}"
+    if found.same:
+        say(f": {both}", "same program", "bold green")
+    else:
+        kinds = Counter(d.kind for d in found.differences)
+        listed = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+        say(f": {_count(len(found.differences), 'difference')} ({listed})", "different programs", "bold red")
+        largest = f"; largest difference of a constant {found.max_abs:.4g}" if found.max_abs else ""
+        say(f"in both: {both}{largest}")
+        for difference in found.differences[:_SHOWN]:
+            say(*_difference(difference, found.functions))
+        if len(found.differences) > _SHOWN:
+            say(f"and {len(found.differences) - _SHOWN} more; --json has them all")
+    if found.renamed:
+        say(f"names differ: {_count(found.renamed, 'op or feature', 'ops or features')}")
+    if found.metadata:
+        table(("metadata", "first", "second"), found.metadata)
+
+
+def _difference(difference: Difference, functions: int) -> tuple[str, str, str]:
+    """What the line about it says, its beginning and that one's style."""
+    change = difference.change
+    what = [change.what] if change.what else []
+    if change.differing is not None and change.max_abs is not None:
+        what.append(f"{change.differing} of {change.elements} elements differ")
+        what.append(f"max abs {change.max_abs:.4g}")
+    of = [f"({difference.op_type})"] if difference.op_type else []
+    where = [difference.argument] if difference.argument else []
+    weight = [f"({difference.weight})"] if difference.weight else []
+    place = "".join(f" {word}" for word in (*of, *where, *weight))
+    function = f"function {difference.function}" if functions > 1 or not difference.op else ""
+    return f"{place}: {'; '.join(what)}", " ".join(filter(None, (function, difference.op))), "bold"
+
+
+def _both(counts: tuple[int, int], what: str) -> str:
+    first, second = counts
+    return _count(first, what) if first == second else f"{first} and {_count(second, what)}"
+
+
+def _count(count: int, what: str, several: str | None = None) -> str:
+    return f"{count} {what if count == 1 else several or what + 's'}"
 
 
 def backends(as_json: Json = False) -> None:

@@ -129,7 +129,7 @@ def _describe(spec: Any, stage: Stage) -> None:
 
 
 def _check_contract(stage: Stage, package: Package) -> None:
-    contract = read_contract(package.spec, "main")
+    contract = read_contract(package.description, "main")
     for kind, wanted, found in (
         ("inputs", stage.inputs, contract.inputs),
         ("outputs", stage.outputs, contract.outputs),

@@ -8,7 +8,7 @@ error instead of a silent change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from itertools import permutations
 
@@ -17,7 +17,7 @@ import numpy as np
 from coreproof.convert.checkpoint import Checkpoint
 from coreproof.convert.recipe import Stage
 from coreproof.errors import ConversionError
-from coreproof.mil.program import Blob, Program
+from coreproof.mil.weights import weights
 from coreproof.package.manifest import WeightRecord
 from coreproof.package.reader import Package
 
@@ -31,7 +31,7 @@ def weight_records(stage: Stage, checkpoint: Checkpoint, package: Package) -> tu
     for name, tensor in sorted(checkpoint.tensors.items()):
         by_size.setdefault(tensor.size, []).append(name)
     records, unexplained = [], []
-    for name, blob in blobs(package.program):
+    for name, blob in weights(package.program):
         array = package.weights.array(blob)
         names, steps = _explain(array, [(n, checkpoint.tensors[n]) for n in by_size.get(array.size, [])])
         if names:
@@ -53,21 +53,6 @@ def weight_records(stage: Stage, checkpoint: Checkpoint, package: Package) -> tu
             "Origin, or list a true constant in Stage.constants"
         )
     return tuple(records)
-
-
-def blobs(program: Program) -> Iterator[tuple[str, Blob]]:
-    """(name, blob) of every weight, by file offset; a blob that several ops share comes once,
-    under the first name."""
-    found: dict[tuple[str, int], tuple[str, Blob]] = {}
-    for _, function in sorted(program.functions.items()):
-        for operation in function.block.walk():
-            for argument, blob in operation.blobs():
-                name = (
-                    operation.outputs[0].name if operation.type == "const" else f"{operation.name}.{argument}"
-                )
-                found.setdefault((blob.file, blob.offset), (name, blob))
-    for key in sorted(found):
-        yield found[key]
 
 
 def _explain(array: np.ndarray, candidates: list[tuple[str, np.ndarray]]) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from coreproof.package.layout import safe_join
-from coreproof.package.reader import open_package, program_blobs, relative_name
+from coreproof.package.reader import open_package
 
 SUFFIX = ".mlmodelc"
 _SPEC = "model.mlmodel"
@@ -34,9 +34,8 @@ def compile_package(path: Path) -> Path:
     caller's to delete. Raises PackageError for what is not a whole ML program."""
     package = open_package(path)
     package.check()
-    weights = {relative_name(blob.file) for _, blob in program_blobs(package.program)}
     folder = new_folder(package.spec.SerializeToString())
-    for name in sorted(weights):
+    for name in package.weight_files():
         target = safe_join(folder, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(package.weights.folder / name, target)

@@ -64,12 +64,11 @@ class Contract:
     states: tuple[Feature, ...]
 
 
-def read_contract(spec: Any, function_name: str) -> Contract:
-    """The contract of ``function_name`` in a ``Model`` protobuf.
+def read_contract(description: Any, function_name: str) -> Contract:
+    """The contract of ``function_name`` in a ``ModelDescription`` message.
 
     Raises PackageError for a function or feature type the spec does not define.
     """
-    description = spec.description
     if description.functions:
         named = {f.name: f for f in description.functions}
         if function_name not in named:
@@ -78,9 +77,9 @@ def read_contract(spec: Any, function_name: str) -> Contract:
     return Contract(_features(description.input), _features(description.output), _features(description.state))
 
 
-def default_function(spec: Any) -> str:
+def default_function(description: Any) -> str:
     """The function ``predict`` runs when none is named: the declared default, else ``main``."""
-    return spec.description.defaultFunctionName or "main"
+    return description.defaultFunctionName or "main"
 
 
 def _features(features: Iterable[Any]) -> tuple[Feature, ...]:

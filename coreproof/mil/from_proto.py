@@ -32,7 +32,7 @@ MAX_BLOCK_DEPTH = 32
 MAX_RANK = 32
 MAX_ELEMENTS = 1 << 40
 
-_DTYPES = {
+DTYPES = {
     1: DType.BOOL, 2: DType.STRING, 10: DType.FP16, 11: DType.FP32, 12: DType.FP64, 13: DType.BF16,
     21: DType.INT8, 22: DType.INT16, 23: DType.INT32, 24: DType.INT64, 25: DType.INT4,
     31: DType.UINT8, 32: DType.UINT16, 33: DType.UINT32, 34: DType.UINT64, 35: DType.UINT4,
@@ -122,7 +122,8 @@ class _Reader:
             if message.opset not in blocks:
                 raise PackageError(f"no block for its opset {message.opset!r}, only for {sorted(blocks)}")
             block = self._block(blocks[message.opset], depth=0)
-            return Function(name, _named_types(message.inputs), message.opset, block)
+            inputs, attributes = _named_types(message.inputs), _attributes(message.attributes)
+            return Function(name, inputs, message.opset, block, attributes)
         except PackageError as error:
             raise PackageError(f"function {name!r}: {error}") from None
 
@@ -193,7 +194,7 @@ def _named_type(message: Any) -> NamedType:
 
 
 def _tensor_type(message: Any) -> TensorType:
-    dtype = _DTYPES.get(message.dataType)
+    dtype = DTYPES.get(message.dataType)
     if dtype is None:
         raise PackageError(f"unknown data type {message.dataType}")
     if message.rank < 0 or any(d.unknown.variadic for d in message.dimensions):
@@ -248,9 +249,21 @@ def _element(message: Any, expected: ValueType) -> Any:
     value = read_value(message)
     if isinstance(value, Blob):
         raise PackageError("an element of a list, tuple or dictionary in a weight file is not supported")
-    if value.type != expected:
+    if value.type != expected and not _closes(value.type, expected):
         raise PackageError(f"an element of type {value.type} where {expected} is declared")
     return value.data
+
+
+def _closes(type_: ValueType, open_: ValueType) -> bool:
+    """Whether ``type_`` is ``open_`` with sizes for its open dimensions."""
+    if not isinstance(type_, TensorType) or not isinstance(open_, TensorType) or open_.shape is None:
+        return False
+    return (
+        type_.dtype is open_.dtype
+        and type_.shape is not None
+        and len(type_.shape) == len(open_.shape)
+        and all(wanted in (None, size) for size, wanted in zip(type_.shape, open_.shape, strict=True))
+    )
 
 
 def _tensor(message: Any, type_: TensorType) -> Any:

@@ -104,6 +104,7 @@ class Function:
     inputs: tuple[NamedType, ...]
     opset: str
     block: Block
+    attributes: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

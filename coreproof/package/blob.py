@@ -152,6 +152,19 @@ class WeightFile:
             yield piece
             done += len(piece)
 
+    def release(self, offset: int, type: TensorType) -> None:
+        """Give back the memory into which the entry at ``offset`` was read. Arrays that were handed out
+        stay valid: what is touched again is read again.
+
+        Raises PackageError as :meth:`typed_entry`.
+        """
+        entry = self.typed_entry(offset, type)
+        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        start = entry.data_offset - entry.data_offset % mmap.PAGESIZE
+        if entry.nbytes:
+            self._map.madvise(mmap.MADV_DONTNEED, start, entry.data_offset + entry.nbytes - start)
+
     def close(self) -> None:
         """Release the file. Arrays that were handed out stay valid."""
         self._map = None

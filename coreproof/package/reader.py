@@ -1,9 +1,9 @@
-"""Open an ``.mlpackage`` folder, or a bare ML-program spec, and check it."""
+"""Open an ML program in any form: an ``.mlpackage``, a compiled ``.mlmodelc``, a bare spec; and check it."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 from coreproof.errors import PackageError
 from coreproof.files import is_directory
 from coreproof.mil.from_proto import read_program
+from coreproof.mil.from_text import read_text
 from coreproof.mil.program import Blob, Program
+from coreproof.mil.to_proto import write_program
 from coreproof.mil.types import TensorType
+from coreproof.mil.weights import references
 from coreproof.package.blob import BlobEntry, WeightFile
+from coreproof.package.compiled import COMPILED, MIL_TEXT, read_description, require_program
 from coreproof.package.layout import list_files, read_layout, safe_join
 from coreproof.package.manifest import WeightRecord
 from coreproof.package.proto import read_spec
@@ -25,30 +29,33 @@ _MODEL_PATH = "@model_path/"
 
 
 def open_package(path: Path) -> Package:
-    """Open the ``.mlpackage`` folder ``path``, or the bare spec file ``path`` (``.mlmodel``) of an
-    ML program.
+    """Open the ML program at ``path``: an ``.mlpackage`` folder, a compiled ``.mlmodelc`` folder or a
+    bare spec file (``.mlmodel``).
 
-    Reads the manifest and the spec; program and weights are read when asked for, and
-    :meth:`Package.check` checks every weight. Raises PackageError for a path that is neither, a
+    Reads what describes the model; program and weights are read when asked for, and
+    :meth:`Package.check` checks every weight. Raises PackageError for a path that is none of them, a
     malformed package and a model that is not an ML program.
     """
     is_folder = is_directory(path)
-    if path.suffix == ".mlmodelc":
-        raise PackageError(
-            f"{path}: compiled models cannot be read yet; open the .mlpackage it was made from"
-        )
+    if is_folder and path.suffix == COMPILED:
+        text = safe_join(path, MIL_TEXT)
+        return Package(path, text, read_description(path), lambda: read_text(text))
     if is_folder:
         spec_path = read_layout(path).spec
     elif path.suffix == ".mlmodel":
         spec_path = path
     else:
-        raise PackageError(f"{path}: neither an .mlpackage folder nor an .mlmodel file")
+        raise PackageError(f"{path}: neither an .mlpackage or {COMPILED} folder nor an .mlmodel file")
     spec = read_spec(spec_path)
-    kind = spec.WhichOneof("Type")
-    if kind != "mlProgram":
-        what = f"a {kind} model" if kind else "a file without a model"
-        raise PackageError(f"{spec_path}: {what}, not an ML program")
-    return Package(path, spec_path, spec)
+    require_program(spec_path, spec.WhichOneof("Type"))
+    return Package(path, spec_path, spec, lambda: _program(spec_path, spec))
+
+
+def _program(path: Path, spec: Any) -> Program:
+    try:
+        return read_program(spec.mlProgram)
+    except PackageError as error:
+        raise PackageError(f"{path}: {error}") from None
 
 
 class Weights:
@@ -71,6 +78,10 @@ class Weights:
     def array(self, blob: Blob) -> NDArray[np.generic]:
         """The value of ``blob``, as :meth:`WeightFile.array` gives it. Raises PackageError."""
         return self.file(blob.file).array(blob.offset, _tensor_type(blob))
+
+    def release(self, blob: Blob) -> None:
+        """Give back the memory of ``blob``, as :meth:`WeightFile.release` does. Raises PackageError."""
+        self.file(blob.file).release(blob.offset, _tensor_type(blob))
 
     def entry(self, blob: Blob) -> BlobEntry:
         """Where ``blob`` is stored, checked against its type without reading it. Raises PackageError."""
@@ -96,52 +107,56 @@ class Weights:
 
 
 class Package:
-    """An opened package. ``spec`` is its ``Model`` protobuf message."""
+    """An opened model.
 
-    def __init__(self, path: Path, spec_path: Path, spec: Any) -> None:
+    ``description`` is its ``ModelDescription`` message, ``specification_version`` the number that
+    its writer gave. ``program_path`` is the file that ``read`` makes the program from, and the
+    folder it lies in is what ``@model_path`` stands for. ``head`` is its ``Model`` message, which
+    for a compiled model lacks the program.
+    """
+
+    def __init__(self, path: Path, program_path: Path, head: Any, read: Callable[[], Program]) -> None:
         self.path = path
-        self.spec = spec
-        self.weights = Weights(spec_path.parent)
-        self._spec_path = spec_path
+        self.description = head.description
+        self.specification_version: int = head.specificationVersion
+        self.weights = Weights(program_path.parent)
+        self._program_path = program_path
+        self._head = head
+        self._read = read
 
     @cached_property
     def program(self) -> Program:
         """The program, read at first use. Raises PackageError when it is malformed."""
-        try:
-            return read_program(self.spec.mlProgram)
-        except PackageError as error:
-            raise PackageError(f"{self._spec_path}: {error}") from None
+        return self._read()
+
+    @cached_property
+    def spec(self) -> Any:
+        """The ``Model`` protobuf message; of a compiled model, one written from its text."""
+        if not self._head.HasField("mlProgram"):
+            self._head.mlProgram.CopyFrom(write_program(self.program))
+        return self._head
 
     def files(self) -> tuple[str, ...]:
         """Paths of all files, sorted, with ``/``: relative to the package folder, or for a bare
         spec to the folder it lies in (the spec and the weight files it refers to)."""
         if self.path.is_dir():
             return list_files(self.path)
-        weights = {relative_name(blob.file) for _, blob in program_blobs(self.program)}
-        return tuple(sorted({self._spec_path.name, *weights}))
+        return tuple(sorted({self._program_path.name, *self.weight_files()}))
+
+    def weight_files(self) -> tuple[str, ...]:
+        """The weight files the program refers to, sorted, relative to the folder of its spec."""
+        return tuple(sorted({relative_name(r.blob.file) for r in references(self.program)}))
 
     def check(self) -> None:
         """Check that every weight the program refers to is stored with its dtype and length.
 
         Reads entry headers only, in file order. Raises PackageError naming the op and argument.
         """
-        for where, blob in sorted(program_blobs(self.program), key=lambda b: (b[1].file, b[1].offset)):
+        for reference in sorted(references(self.program), key=lambda r: (r.blob.file, r.blob.offset)):
             try:
-                self.weights.entry(blob)
+                self.weights.entry(reference.blob)
             except PackageError as error:
-                raise PackageError(f"{where}: {error}") from None
-
-
-def program_blobs(program: Program) -> Iterator[tuple[str, Blob]]:
-    """Every reference to a weight file, with a text saying where it is made."""
-    for name, value in program.attributes.items():
-        if isinstance(value, Blob):
-            yield f"program attribute {name!r}", value
-    for function in program.functions.values():
-        for operation in function.block.walk():
-            where = f"function {function.name!r}, op {operation.name!r} ({operation.type})"
-            for name, blob in operation.blobs():
-                yield f"{where}, argument {name!r}", blob
+                raise PackageError(f"{reference.where}: {error}") from None
 
 
 def relative_name(name: str) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from coreproof.convert.origins import blobs
 from coreproof.errors import UsageError
 from coreproof.mil.program import Blob
+from coreproof.mil.weights import weights
 from coreproof.package.reader import Package, open_package
 
 
@@ -57,14 +57,14 @@ def swap_weights(package: Path, first: str, second: str) -> None:
 
 
 def _find(package: Package, pattern: str) -> tuple[str, Blob]:
-    weights = dict(blobs(package.program))
-    found = [name for name in weights if fnmatchcase(name, pattern)]
+    stored = dict(weights(package.program))
+    found = [name for name in stored if fnmatchcase(name, pattern)]
     if len(found) != 1:
-        known = found or sorted(weights)
+        known = found or sorted(stored)
         raise UsageError(
             f"{package.path}: {len(found)} weights fit {pattern!r}, expected one of: {', '.join(known[:5])}"
         )
-    return found[0], weights[found[0]]
+    return found[0], stored[found[0]]
 
 
 def _stored(package: Package, blob: Blob) -> np.memmap:

@@ -63,9 +63,14 @@ class Compiled:
 
 
 def compile_function(
-    function: Function, read: Callable[[Blob], np.ndarray], mode: str, hook: Hook | None = None
+    function: Function,
+    read: Callable[[Blob], np.ndarray],
+    mode: str,
+    hook: Hook | None = None,
+    release: Callable[[Blob], None] = lambda blob: None,
 ) -> Compiled:
-    """Compile ``function`` for numeric ``mode``; ``read`` gives the array of a weight.
+    """Compile ``function`` for numeric ``mode``; ``read`` gives the array of a weight, ``release`` is
+    told of one that is not looked at again.
 
     Raises UnsupportedOpError naming the op and its place, PackageError for a program that refers
     to names it does not define or gives arguments that do not exist.
@@ -75,7 +80,7 @@ def compile_function(
     if function.opset not in SPECIALIZATIONS:
         raise UnsupportedOpError(f"function {function.name!r}: opset {function.opset!r} is not known")
     reuse = Reuse(function.block, enabled=hook is None)
-    emission = Emission(function.name, SPECIALIZATIONS[function.opset], mode, read, hook, reuse)
+    emission = Emission(function.name, SPECIALIZATIONS[function.opset], mode, read, release, hook, reuse)
     emission.namespace.update(rh=round_half, rh_=round_half_, static=static, hook=hook)
     arguments = [f"i{index}" for index in range(len(function.inputs))]
     emission.env.update((f.name, Var(a)) for f, a in zip(function.inputs, arguments, strict=True))

@@ -85,11 +85,18 @@ def as_torch(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def weight(blob: Blob, read: Callable[[Blob], np.ndarray]) -> torch.Tensor:
-    """The blob's tensor in its container dtype. Raises PackageError for one that is no tensor."""
+def weight(
+    blob: Blob, read: Callable[[Blob], np.ndarray], release: Callable[[Blob], None]
+) -> torch.Tensor:
+    """The blob's tensor in its container dtype; ``release`` is called when that is a copy of what was
+    read. Raises PackageError for one that is no tensor."""
     if not isinstance(blob.type, TensorType):
         raise PackageError(f"a weight at offset {blob.offset} is a {blob.type}, expected a tensor")
-    return to_tensor(read(blob), blob.type)
+    stored = read(blob)
+    tensor = to_tensor(stored, blob.type)
+    if tensor.data_ptr() != stored.ctypes.data:
+        release(blob)
+    return tensor
 
 
 def static(kind: str, data: Any) -> Any:

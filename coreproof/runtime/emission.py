@@ -39,6 +39,7 @@ class Emission:
     opset: str
     mode: str
     read: Callable[[Blob], np.ndarray]
+    release: Callable[[Blob], None]
     hook: Hook | None
     reuse: Reuse
     where: str = ""
@@ -78,7 +79,7 @@ class Emission:
         """A value of the program itself, or a weight that is read when first needed."""
         if isinstance(value, Immediate):
             return from_immediate(value)
-        lazy = Lazy(self.bind("w", None), lambda: weight(value, self.read))
+        lazy = Lazy(self.bind("w", None), lambda: weight(value, self.read, self.release))
         self.lazy.append(lazy)
         return lazy
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,14 +27,20 @@ from coreproof.runtime.state import State
 
 
 def load(
-    path: str | Path, mode: str = "typed", function_name: str | None = None, device: str = "cpu"
+    path: str | Path,
+    mode: str = "typed",
+    function_name: str | None = None,
+    device: str = "cpu",
+    compile: bool = False,
 ) -> Model:
-    """Open the ``.mlpackage`` at ``path`` (or a bare ML-program ``.mlmodel``) for prediction.
+    """Open the ``.mlpackage`` at ``path`` (or a compiled ``.mlmodelc``, or a bare ``.mlmodel``) for prediction.
 
     ``mode``: ``typed`` (every fp16-typed result rounded once, products accumulate in fp32),
     ``fp32`` (the graph's mathematics) or ``fp16acc`` (running sums rounded to fp16 too).
     ``function_name``: which function of a multifunction package. Weights are mapped, and read by
-    the first prediction.
+    the first prediction. ``compile``: let ``torch.compile`` translate the program at the first
+    prediction, which takes seconds to minutes and pays for graphs of many tiny ops; in mode ``fp32``
+    only, because it drops the roundings of the others.
 
     Raises PackageError for a malformed package, UnsupportedOpError for an op or mode that the
     runtime does not have, UsageError for a device torch cannot use.
@@ -43,7 +49,7 @@ def load(
         place = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch raises either, by device
         raise UsageError(f"device {device!r} is not to be had here: {error}") from None
-    return Model(open_package(Path(path)), mode, function_name, place)
+    return Model(open_package(Path(path)), mode, function_name, place, compile=compile)
 
 
 class Model:
@@ -56,19 +62,26 @@ class Model:
         function_name: str | None = None,
         device: torch.device | None = None,
         hook: Hook | None = None,
+        compile: bool = False,
     ) -> None:
+        if compile and mode != "fp32":
+            raise UnsupportedOpError(
+                f"torch.compile drops the roundings of mode {mode!r}; it is for mode 'fp32' only"
+            )
         self.path = package.path
         self.mode = mode
         self.device = device or torch.device("cpu")
-        self.function_name = function_name or default_function(package.spec)
+        self.function_name = function_name or default_function(package.description)
         function = package.program.functions.get(self.function_name)
         if function is None:
             raise PackageError(
                 f"{self.path}: no function {self.function_name!r}; it has {', '.join(package.program.functions)}"
             )
         package.check()
-        self.contract: Contract = read_contract(package.spec, self.function_name)
-        self._compiled = compile_function(function, package.weights.array, mode, hook)
+        self.contract: Contract = read_contract(package.description, self.function_name)
+        weights = package.weights
+        self._compiled = compile_function(function, weights.array, mode, hook, weights.release)
+        self._call = _translated(self._compiled.run) if compile else self._compiled.run
         self._check_features()
         self._ready = False
 
@@ -134,12 +147,31 @@ class Model:
                 self._compiled.read_weights(self._place)
                 self._ready = True
             try:
-                return self._compiled.run(*arguments)
+                return self._call(*arguments)
             except (CoreproofError, *OP_FAILURES) as error:
                 raise _located(error, self._compiled) from error
 
     def _place(self, value: Any) -> Any:
         return value.to(self.device) if isinstance(value, torch.Tensor) else value
+
+
+def _translated(run: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """``run`` by ``torch.compile``. The result raises UsageError where that has no C++ compiler."""
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    compiled = torch.compile(run, dynamic=False)
+
+    def call(*arguments: Any) -> tuple[Any, ...]:
+        try:
+            return compiled(*arguments)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            if not isinstance(error.inner_exception, InvalidCxxCompiler):
+                raise
+            raise UsageError(
+                "torch.compile needs a C++ compiler: install one (Debian: g++) or load without compile=True"
+            ) from error
+
+    return call
 
 
 def _located(error: Exception, compiled: Compiled) -> Exception:

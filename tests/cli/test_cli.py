@@ -19,6 +19,7 @@ COMMANDS = {
     "models": "Write MODELS.md from recorded receipts",
     "run": "Run a package once on given inputs, with no Mac",
     "inspect": "Show a package's contract",
+    "diff": "Say whether two models are the same program",
     "backends": "List the ways to run a package",
 }
 

@@ -217,7 +217,7 @@ def _file(name: str, content: bytes) -> Callable[[Path], Path]:
     [
         (_neural_network, "old.mlmodel: a neuralNetwork model, not an ML program"),
         (_file("a.mlmodel", b"\xff" * 40), "a.mlmodel: not a Core ML model, or a truncated one (40 bytes)"),
-        (_file("a.onnx", b"x"), "a.onnx: neither an .mlpackage folder nor an .mlmodel file"),
+        (_file("a.onnx", b"x"), "a.onnx: neither an .mlpackage or .mlmodelc folder nor an .mlmodel file"),
         (lambda folder: folder / "none.mlpackage", "none.mlpackage: cannot be opened: No such file or directory"),
         (lambda folder: folder, "not a Core ML package, it has no Manifest.json"),
     ],

@@ -286,6 +286,20 @@ def test_bad_values(message: Any, error: str):
         read_value(message)
 
 
+def test_an_element_may_close_the_open_dimensions_of_its_type():
+    message = _list(MIL.INT32, MIL.INT32)
+    _set_type(message.type.listType.type, MIL.INT32, 3)
+    message.type.listType.type.tensorType.dimensions[0].unknown.variadic = False
+    message.immediateValue.list.values[0].CopyFrom(_tensor(MIL.INT32, "ints", [4, 5, 6], 3))
+    value = read_value(message)
+    assert value.type == ListType(TensorType(DType.INT32, (None,)), 1)
+    assert [d.tolist() for d in value.data] == [[4, 5, 6]]
+    for other in (_tensor(MIL.INT32, "ints", [4], 1, 1), _tensor(MIL.BOOL, "bools", [True], 1)):
+        message.immediateValue.list.values[0].CopyFrom(other)
+        with pytest.raises(PackageError, match=r"where int32\[\?\] is declared"):
+            read_value(message)
+
+
 def test_a_state_wraps_a_tensor():
     message = MIL.ValueType()
     _set_type(message.stateType.wrappedType.stateType.wrappedType, MIL.FLOAT16, 3)

@@ -1,6 +1,8 @@
 """Weight files, against the reader and writer that coremltools ships."""
 
+import mmap
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -263,3 +265,42 @@ def test_hostile_bytes_end_in_arrays_or_package_errors(tmp_path_factory, at: int
     except PackageError:
         return
     assert [a.nbytes for a in arrays] == [64, 8]
+
+
+def _resident(path: Path) -> int:
+    """Bytes of the file at ``path`` that are mapped into this process and in its memory."""
+    total, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.split()[0].count("-") == 1 and not line.split()[0].endswith(":"):
+            ours = line.endswith(str(path))
+        elif ours and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_released_memory_is_given_back_and_read_again_when_touched(tmp_path: Path) -> None:
+    path, values = tmp_path / "weight.bin", np.arange(1 << 20, dtype=np.float32)
+    with BlobWriter(path) as writer:
+        offsets = [writer.add(values + i, DType.FP32) for i in range(2)]
+    file, kind = WeightFile(path), TensorType(DType.FP32, values.shape)
+    first, second = (file.array(offset, kind) for offset in offsets)
+    assert first.sum() < second.sum()
+    before = _resident(path)
+    assert before >= 2 * values.nbytes
+    file.release(offsets[0], kind)
+    assert _resident(path) <= before - values.nbytes + mmap.PAGESIZE
+    np.testing.assert_array_equal(first, values)
+    np.testing.assert_array_equal(second, values + 1)
+
+
+def test_releasing_what_was_never_read_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "weight.bin"
+    with BlobWriter(path) as writer:
+        offset = writer.add(np.ones(4, np.float32), DType.FP32)
+    kind = TensorType(DType.FP32, (4,))
+    file = WeightFile(path)
+    file.release(offset, kind)
+    np.testing.assert_array_equal(file.array(offset, kind), np.ones(4))
+    with pytest.raises(PackageError, match="takes 160 bits"):
+        file.release(offset, TensorType(DType.FP32, (5,)))

@@ -11,8 +11,9 @@ import pytest
 from coreproof.errors import PackageError
 from coreproof.mil.program import Blob
 from coreproof.mil.types import DType, StateType, TensorType
+from coreproof.mil.weights import references
 from coreproof.package.proto import new_model, read_spec
-from coreproof.package.reader import open_package, program_blobs
+from coreproof.package.reader import open_package
 
 _SPEC = "Data/com.apple.CoreML/model.mlmodel"
 _WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
@@ -68,7 +69,7 @@ def test_weightless(weightless_package: Path):
 
 def test_weight_record(sample_package: Path):
     opened = open_package(sample_package)
-    blob = next(b for w, b in program_blobs(opened.program) if "first_weight_0" in w)
+    blob = next(r.blob for r in references(opened.program) if r.name == "first_weight_0")
     record = opened.weights.record("w", blob, ("key",), "identity")
     stored = (np.arange(24, dtype=np.float32) / 7).tobytes()
     assert (record.dtype, record.shape, record.size) == ("fp32", (4, 6), len(stored))
@@ -79,14 +80,16 @@ def test_weight_record(sample_package: Path):
 def test_wrong_places(tmp_path: Path, package: Path):
     (tmp_path / "empty.mlpackage").mkdir()
     (tmp_path / "file.mlpackage").write_text("x")
+    (tmp_path / "file.mlmodelc").write_text("x")
     (tmp_path / "c.mlmodelc").mkdir()
     os.mkfifo(tmp_path / "pipe.mlmodel")
     for name, message in {
         "absent.mlpackage": "cannot be opened: No such file",
         "x" * 300: "cannot be opened: File name too long",
         "empty.mlpackage": "not a Core ML package, it has no Manifest.json",
-        "file.mlpackage": "neither an .mlpackage folder nor an .mlmodel file",
-        "c.mlmodelc": "compiled models cannot be read yet",
+        "file.mlpackage": "neither an .mlpackage or .mlmodelc folder nor an .mlmodel file",
+        "file.mlmodelc": "neither an .mlpackage or .mlmodelc folder nor an .mlmodel file",
+        "c.mlmodelc": "not a compiled ML program, it has no model.mil",
         "pipe.mlmodel": "not a regular file",
     }.items():
         with pytest.raises(PackageError, match=message):

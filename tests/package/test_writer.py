@@ -13,10 +13,11 @@ import pytest
 from coreproof.atomic import atomic_directory
 from coreproof.errors import CoreproofError, PackageError
 from coreproof.mil.types import DType
+from coreproof.mil.weights import references
 from coreproof.package.blob import BlobWriter
 from coreproof.package.layout import list_files
 from coreproof.package.proto import module, read_spec
-from coreproof.package.reader import open_package, program_blobs
+from coreproof.package.reader import open_package
 from coreproof.package.writer import write_canonical
 
 _SPEC = "Data/com.apple.CoreML/model.mlmodel"
@@ -51,10 +52,10 @@ def test_means_the_same_to_coremltools(sample_package: Path, tmp_path: Path):
         _forget_offsets(spec)
     assert before == after
     old, new = open_package(sample_package), open_package(written)
-    pairs = list(zip(program_blobs(old.program), program_blobs(new.program), strict=True))
+    pairs = list(zip(references(old.program), references(new.program), strict=True))
     assert len(pairs) >= 5
-    for (_, mine), (_, theirs) in pairs:
-        np.testing.assert_array_equal(old.weights.array(mine), new.weights.array(theirs))
+    for mine, theirs in pairs:
+        np.testing.assert_array_equal(old.weights.array(mine.blob), new.weights.array(theirs.blob))
 
 
 def _forget_offsets(spec: object) -> None:
@@ -86,9 +87,8 @@ def test_the_given_spec_is_left_alone(sample_package: Path, tmp_path: Path):
 
 def test_equal_weights_are_stored_once(sample_package: Path, tmp_path: Path):
     written = open_package(_rewrite(sample_package, tmp_path / "w.mlpackage"))
-    offsets = {where: blob.offset for where, blob in program_blobs(written.program)}
-    (first,) = [o for w, o in offsets.items() if "'first_weight_0'" in w]
-    (third,) = [o for w, o in offsets.items() if "'third_weight_0'" in w]
+    offsets = {r.name: r.blob.offset for r in references(written.program)}
+    first, third = offsets["first_weight_0"], offsets["third_weight_0"]
     assert first == third == 64
     ordered = list(dict.fromkeys(offsets.values()))
     assert ordered == sorted(ordered) and len(ordered) < len(offsets)

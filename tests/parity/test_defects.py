@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coreproof.convert.origins import blobs
 from coreproof.errors import UsageError
+from coreproof.mil.weights import weights as program_weights
 from coreproof.package.reader import open_package
 from coreproof.parity.defects import plant_nan, swap_weights
 
@@ -26,7 +26,7 @@ def package(sample_package: Path, tmp_path: Path) -> Path:
 
 def weights(package: Path) -> dict[str, np.ndarray]:
     opened = open_package(package)
-    return {name: np.array(opened.weights.array(blob)) for name, blob in blobs(opened.program)}
+    return {name: np.array(opened.weights.array(blob)) for name, blob in program_weights(opened.program)}
 
 
 def other_files(package: Path) -> dict[str, bytes]:

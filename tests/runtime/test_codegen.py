@@ -79,6 +79,20 @@ def test_weights_are_read_only_when_asked_and_folded_once() -> None:
     assert "transpose" not in compiled.source
 
 
+@pytest.mark.parametrize(("dtype", "released"), [("fp16", [64]), ("fp32", [])])
+def test_a_weight_that_was_copied_is_released(dtype: str, released: list[int]) -> None:
+    kind, seen = tensor(dtype, 3), []
+    made = [weight("w", kind, 64), op("add", "y", kind, x="x", y="w")]
+    compiled = compile_function(
+        function({"x": kind}, made, "y"),
+        lambda blob: np.ones(3, kind.dtype.numpy_name),
+        "typed",
+        release=lambda blob: seen.append(blob.offset),
+    )
+    assert run(compiled, torch.ones(3)).tolist() == [2.0] * 3
+    assert seen == released
+
+
 def test_values_are_dropped_after_their_last_use() -> None:
     made = [op("exp", "a", HALF, x="x"), op("tanh", "b", HALF, x="a"), op("add", "y", HALF, x="b", y="b")]
     source = compile_function(function({"x": HALF}, made, "y"), no_weights, "fp32").source

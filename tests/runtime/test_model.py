@@ -356,6 +356,35 @@ def test_importing_coreproof_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_torch_compile_is_refused_where_it_would_drop_roundings(packages: dict[str, Path]) -> None:
+    with pytest.raises(UnsupportedOpError, match="drops the roundings of mode 'typed'"):
+        coreproof.load(packages["linear"], compile=True)
+
+
+def test_a_program_goes_through_torch_compile(packages: dict[str, Path]) -> None:
+    model = coreproof.load(packages["weightless"], mode="fp32", compile=True)
+    if shutil.which("g++") or shutil.which("clang++"):
+        assert model.predict({"x": X, "z": X})["sum"].tolist() == (X + X).tolist()
+    else:
+        with pytest.raises(UsageError, match=r"needs a C\+\+ compiler"):
+            model.predict({"x": X, "z": X})
+
+
+def test_torch_compile_without_a_compiler_says_what_to_install(
+    packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def nothing(*_: object) -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", nothing)
+    model = coreproof.load(packages["linear"], mode="fp32", compile=True)
+    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler"):
+        model.predict({"x": X})
+
+
 def test_a_device_that_is_not_here_is_refused(packages: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="device 'abacus' is not to be had here"):
         coreproof.load(packages["linear"], device="abacus")
