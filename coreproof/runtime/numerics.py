@@ -21,6 +21,7 @@ from torch import Tensor
 
 from coreproof.errors import UnsupportedOpError
 from coreproof.mil.types import DType, TensorType, ValueType
+from coreproof.runtime.bounds import padded
 from coreproof.runtime.registry import Ints
 
 Tensors = list[Tensor]
@@ -121,6 +122,8 @@ def _cumsum(x: Tensor, dim: int) -> Tensor:
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, strides: Ints, pads: Ints, dilations: Ints, groups: int
 ) -> Tensor:
+    if any(pads):
+        padded(x, pads, len(weight))
     padding = pads[::2]
     if padding != pads[1::2] or min(padding) < 0:
         x = F.pad(x, flip_pairs(pads))
@@ -224,6 +227,7 @@ def _half_convolve(
 ) -> Tensor:
     """The reduced index runs over input channels, then kernel positions in row-major order."""
     rank = len(strides)
+    padded(x, pads, len(weight))
     seen = windows(F.pad(x, flip_pairs(pads)), weight.shape[2:], strides, dilations)
     batch, _, *positions = seen.shape[: 2 + rank]
     columns = seen.permute(0, *range(2, 2 + rank), 1, *range(2 + rank, 2 + 2 * rank))

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coreproof.errors import UnsupportedOpError
+from coreproof.runtime.left_out import OPS
 
 OPSETS = ("ios15", "ios16", "ios17", "ios18", "ios26")
 SPECIALIZATIONS = {
@@ -117,11 +118,12 @@ def _params(fn: Callable[..., Any]) -> tuple[Param, ...]:
 def lookup(name: str, opset: str) -> OpDef:
     """The implementation of ``name`` that ``opset`` selects: the newest one not newer than it.
 
-    Raises UnsupportedOpError, naming what exists.
+    Raises UnsupportedOpError, naming what exists or why it is left out.
     """
     versions = registry().get(name)
     if versions is None:
-        raise UnsupportedOpError(f"op {name!r} ({opset}) is not implemented")
+        reason = f"is not run: {OPS[name]}" if name in OPS else "is not implemented"
+        raise UnsupportedOpError(f"op {name!r} ({opset}) {reason}")
     known = [v for v in OPSETS[: OPSETS.index(opset) + 1] if v in versions]
     if not known:
         raise UnsupportedOpError(f"op {name!r} exists from {min(versions)} on; the program asks for {opset}")

@@ -1,6 +1,7 @@
 """Activations (coremltools 9.0 ops/defs/iOS15/activation.py).
 
-From iOS 17 on alpha and beta may have another dtype than x (iOS17/activation.py).
+From iOS 17 on alpha and beta may have another dtype than x (iOS17/activation.py). NaN stays NaN in all of
+them; ``prelu`` has one alpha a channel, dimension 1.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ add("sigmoid", torch.sigmoid, _X)
 add("silu", F.silu, _X)
 add("softplus", F.softplus, _X)
 add("softsign", F.softsign, _X)
-add("prelu", torch.prelu, (*_X, Param("alpha", "tensor", REQUIRED)))  # alpha is per channel, dimension 1
+add("prelu", torch.prelu, (*_X, Param("alpha", "tensor", REQUIRED)))
 add("leaky_relu", F.leaky_relu, (*_X, Param("alpha", "float", REQUIRED)))
 add("elu", F.elu, (*_X, Param("alpha", "float", REQUIRED)))
 
@@ -33,6 +34,11 @@ def clamped_relu(x: Tensor, alpha: float, beta: float) -> Tensor:
 
 @op("gelu")
 def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
+    """``x * Phi(x)`` by the error function, by ``tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))``, or as
+    ``x * sigmoid(1.702 * x)``, which torch lacks.
+
+    Raises UnsupportedOpError for another mode.
+    """
     if mode == "EXACT":
         return F.gelu(x)
     if mode == "TANH_APPROXIMATION":
@@ -66,6 +72,7 @@ def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
 
 @op("softmax")
 def softmax(x: Tensor, axis: int = -1, *, num: Numerics) -> Tensor:
+    """Computed after subtracting the maximum; NaN where all elements are negative infinity."""
     return num.softmax(x, axis)
 
 

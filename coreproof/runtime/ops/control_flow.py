@@ -17,6 +17,7 @@ from torch import Tensor
 
 from coreproof.errors import InputError
 from coreproof.mil.types import DType
+from coreproof.runtime.bounds import within, within_length
 from coreproof.runtime.numerics import container
 from coreproof.runtime.registry import REQUIRED, Ints, Param, add
 
@@ -45,7 +46,7 @@ class List:
             return torch.zeros_like(written)
         if self.shape is None:
             raise InputError("an element is read of a list of unknown element shape before any was written")
-        return torch.zeros(self.shape, dtype=self.dtype)
+        return torch.zeros(within(self.shape), dtype=self.dtype)
 
     def written(self, indices: Ints, values: Sequence[Tensor]) -> List:
         """This list with ``values`` at ``indices``, of equal ones the last. Raises InputError."""
@@ -55,7 +56,7 @@ class List:
         for index, value in zip(indices, values, strict=True):
             if index < 0 or (index >= len(self.items) and not self.dynamic):
                 raise InputError(f"index {index} is out of bounds for a list of length {len(self.items)}")
-            items.extend([None] * (index + 1 - len(items)))
+            items.extend([None] * (within_length(index + 1) - len(items)))
             items[index] = value
         return replace(self, items=tuple(items))
 
@@ -66,7 +67,7 @@ def make_list(
     """``elem_shape``: a number or, where only run time tells, a name for each dimension."""
     unknown = any(isinstance(size, str) for size in elem_shape)
     shape = None if unknown else tuple(int(size) for size in elem_shape)
-    return List((None,) * init_length, dynamic_length, shape, container(DType(dtype)))
+    return List((None,) * within_length(init_length), dynamic_length, shape, container(DType(dtype)))
 
 
 def list_length(ls: List) -> Tensor:
@@ -84,6 +85,7 @@ def list_write(ls: List, index: int, value: Tensor) -> List:
 def list_gather(ls: List, indices: Ints) -> Tensor:
     """The elements at ``indices``, stacked along a new first dimension."""
     items = [ls.at(index) for index in indices]
+    within((len(items), items[0].numel() if items else 0))
     return torch.stack(items) if items else ls.blank().unsqueeze(0)[:0]
 
 

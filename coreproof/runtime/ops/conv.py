@@ -11,6 +11,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from coreproof.errors import UnsupportedOpError
+from coreproof.runtime.bounds import within
 from coreproof.runtime.numerics import Numerics
 from coreproof.runtime.ops.quantization import along
 from coreproof.runtime.registry import Ints, op
@@ -22,7 +23,8 @@ def paddings(
     """(before, after) for each spatial dimension, flattened.
 
     ``same`` pads so that ``ceil(size / stride)`` positions result, the odd one after; ``same_lower``
-    puts the odd one before; ``pad`` counts only for ``custom``.
+    puts the odd one before; ``pad`` counts only for ``custom``. (The definition also gives a formula that
+    disregards the stride and puts the odd one before; coremltools' own inference does not follow it.)
 
     Raises UnsupportedOpError for another type, or ``custom`` without ``pad``.
     """
@@ -95,15 +97,16 @@ def conv_transpose(
             x.shape[2:], weight.shape[2:], strides, dilations, strict=True
         )
     ]
+    within((x.shape[0], weight.shape[1] * groups, *full))
     if output_shape is not None:
         wanted: Sequence[int] | None = output_shape[2:]
     elif pad_type == "same":
         wanted = [size * stride for size, stride in zip(x.shape[2:], strides, strict=True)]
     else:
         wanted = None
-    return num.convolve_transpose(
-        x, weight, bias, strides, _cuts(full, wanted, pad_type, pad), dilations, groups
-    )
+    cuts = _cuts(full, wanted, pad_type, pad)
+    within((x.shape[0], weight.shape[1] * groups, *(f - b - a for f, b, a in zip(full, cuts[::2], cuts[1::2], strict=True))))
+    return num.convolve_transpose(x, weight, bias, strides, cuts, dilations, groups)
 
 
 def _cuts(full: Sequence[int], wanted: Sequence[int] | None, pad_type: str, pad: Ints | None) -> Ints:

@@ -18,8 +18,9 @@ _SAME_AS_TORCH: dict[str, Callable[..., Tensor]] = {
     "floor_div": torch.floor_divide,
     "mod": torch.remainder,
 }
-"""``floor_div`` rounds towards negative infinity and ``mod`` takes the sign of the divisor, for
-integers and floats alike."""
+"""``floor_div`` rounds towards negative infinity and ``mod`` takes the sign of the divisor, as numpy's and
+unlike C's, for integers and floats alike. Integers wrap around; divided by zero they are an error, where
+numpy gives 0; a negative power of one, which numpy refuses, is cut towards zero."""
 _SELECTING: dict[str, Callable[..., Tensor]] = {
     "equal": torch.eq,
     "greater": torch.gt,
@@ -33,6 +34,8 @@ _SELECTING: dict[str, Callable[..., Tensor]] = {
     "maximum": torch.maximum,
     "minimum": torch.minimum,
 }
+"""A NaN in either operand is the maximum and the minimum, as numpy's, though the definition's ``x > y ? x : y``
+would give y; it equals nothing."""
 
 for _name, _fn in _SAME_AS_TORCH.items():
     add(_name, _fn, _XY)

@@ -34,8 +34,9 @@ _EXACT: dict[str, Callable[..., Tensor]] = {
     "ceil": torch.ceil,
     "floor": torch.floor,
     "logical_not": torch.logical_not,
-    "round": torch.round,  # halves go to the even neighbour
+    "round": torch.round,
 }
+"""``round`` takes halves to the even neighbour: the definition says of 0.5 that it becomes 0, no more."""
 
 for _name, _fn in _SAME_AS_TORCH.items():
     add(_name, _fn, _X)
@@ -46,6 +47,7 @@ add("threshold", torch.maximum, (*_X, Param("alpha", "tensor", REQUIRED)), moves
 
 @op("clip", moves=True)
 def clip(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """NaN stays NaN."""
     return torch.clamp(x, alpha, beta)
 
 
@@ -82,7 +84,7 @@ def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
 @op("cast")
 def cast(x: Tensor, dtype: str) -> Tensor:
     """Floats are cut towards zero; integers out of range wrap around, as numpy's astype does; every
-    number but zero is true.
+    number but zero is true, NaN too. What integer a NaN or an infinite value becomes is not defined.
 
     Raises UnsupportedOpError for a dtype that does not exist.
     """

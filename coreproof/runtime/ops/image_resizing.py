@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coreproof.errors import UnsupportedOpError
+from coreproof.runtime.bounds import resized, within
 from coreproof.runtime.registry import Ints, op
 
 _SAMPLING = ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS", "DEFAULT", "OFFSET_CORNERS", "UNALIGN_CORNERS")
@@ -27,7 +28,11 @@ _BOXES = (
 
 def _grid(size: Tensor, count: int, mode: str) -> Tensor:
     """The ``count`` places in an input of ``size`` elements (float64, one for each row) that sampling
-    mode ``mode`` looks at, before clamping. Raises UnsupportedOpError for a mode that does not exist."""
+    mode ``mode`` looks at, before clamping: the formulas at ``resize_bilinear`` in iOS15/image_resizing.py,
+    of which a single place is ``STRICT_ALIGN_CORNERS``' first and ``ALIGN_CORNERS``' middle.
+
+    Raises UnsupportedOpError for a mode that does not exist.
+    """
     if mode not in _SAMPLING:
         raise UnsupportedOpError(f"sampling_mode {mode!r} is not one of {', '.join(_SAMPLING)}")
     i = torch.arange(count, dtype=torch.float64)
@@ -63,6 +68,7 @@ def _nearest(size: int, count: int, mode: str) -> Tensor:
 
 
 def _linear(x: Tensor, dim: int, count: int, mode: str) -> Tensor:
+    resized(x, dim, count)
     before, after, weight = (t.to(x.device) for t in _neighbours(x.shape[dim], count, mode))
     weight = weight.reshape(-1, *[1] * (-dim - 1))
     return torch.index_select(x, dim, before) * (1 - weight) + torch.index_select(x, dim, after) * weight
@@ -83,8 +89,9 @@ def resize_bilinear(
 
 @op("resize_nearest_neighbor", moves=True)
 def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
-    """Pixels have their centres at one half: ``floor((i + 0.5) * size / count)``."""
+    """Pixels have their centres at one half: ``floor((i + 0.5) * size / count)``, torch's ``nearest-exact``."""
     for dim, count in ((-2, target_size_height), (-1, target_size_width)):
+        resized(x, dim, count)
         x = torch.index_select(x, dim, _nearest(x.shape[dim], count, "DEFAULT").to(x.device))
     return x
 
@@ -98,9 +105,10 @@ def _scaled(x: Tensor, height: float, width: float) -> tuple[int, int]:
 def upsample_nearest_neighbor(
     x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1
 ) -> Tensor:
-    """``floor(i * size / count)`` for a count of ``floor(size * scale)``."""
+    """``floor(i * size / count)`` for a count of ``floor(size * scale)``, torch's ``nearest``."""
     for dim, count in zip((-2, -1), _scaled(x, scale_factor_height, scale_factor_width), strict=True):
         size = x.shape[dim]
+        resized(x, dim, count)
         x = torch.index_select(x, dim, torch.arange(count, device=x.device) * size // count)
     return x
 
@@ -153,6 +161,7 @@ def resize(
         if interpolation_mode == "LINEAR":
             y = _linear(y, dim, count, sampling_mode)
         else:
+            resized(y, dim, count)
             y = torch.index_select(y, dim, _nearest(x.shape[dim], count, sampling_mode).to(x.device))
     return y.to(x.dtype)
 
@@ -215,7 +224,8 @@ def resample(
     align_corners: bool,
 ) -> Tensor:
     """x [B, C, H, W] at ``coordinates`` [B, h, w, 2] in the order (x, y). ``reflection`` mirrors at
-    the centres of the border pixels, ``symmetric`` at their outer edges.
+    the centres of the border pixels, ``symmetric`` at their outer edges, whatever ``align_corners`` says, which
+    picks between them in torch's ``grid_sample``.
 
     Raises UnsupportedOpError for modes that do not exist.
     """
@@ -224,6 +234,7 @@ def resample(
     if padding_mode not in _PADDING:
         raise UnsupportedOpError(f"padding_mode {padding_mode!r} is not one of {', '.join(_PADDING)}")
     sizes = x.shape[3], x.shape[2]
+    within((*coordinates.shape[:-1], x.shape[1]))
     places = [
         _pixels(c, s, coordinates_mode, align_corners)
         for c, s in zip(coordinates.float().unbind(-1), sizes, strict=True)
@@ -257,6 +268,7 @@ def affine(
     """
     if not align_corners or coordinates_mode.lower() != "normalized_minus_one_to_one":
         raise UnsupportedOpError("affine needs align_corners and normalized_minus_one_to_one coordinates")
+    within((*x.shape[:2], output_height, output_width))
     matrix = transform_matrix.expand(x.shape[0], 6).reshape(-1, 2, 3)
     places = F.affine_grid(matrix, [x.shape[0], 1, output_height, output_width], align_corners=True)
     modes = sampling_mode.lower(), padding_mode.lower()
@@ -281,6 +293,8 @@ def _crop_resize(
 ) -> Tensor:  # fmt: skip
     """Box i of ``boxes`` [N, 4] cut out of image ``images[i]``, giving [N, C, *target]. A box is
     sampled like an input of ``end - start + 1`` elements; a place outside the image is ``pad_value``."""
+    within((len(boxes), x.shape[1], *target))
+    within((len(images), *x.shape[1:]))
     top, left, bottom, right = _edges(boxes.double() * scale, box_mode)
     height, width = x.shape[-2:]
     down_by, across_by = (height - 1, width - 1) if normalized else (1, 1)

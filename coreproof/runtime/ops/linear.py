@@ -7,6 +7,7 @@ from torch import Tensor
 
 from coreproof.errors import UnsupportedOpError
 from coreproof.mil.types import ValueType
+from coreproof.runtime.bounds import multiplied
 from coreproof.runtime.numerics import Numerics, Tensors, held
 from coreproof.runtime.registry import op
 
@@ -26,6 +27,7 @@ def matmul(
         x = x.transpose(-1, -2)
     if transpose_y and y.dim() > 1:
         y = y.transpose(-1, -2)
+    multiplied(x, y)
     return num.matmul(x, y)
 
 
@@ -60,6 +62,7 @@ def einsum(values: Tensors, equation: str, *, num: Numerics) -> Tensor:
     Raises UnsupportedOpError for another equation.
     """
     x, y = values
+    multiplied(x.transpose(-3, -2), y.transpose(-3, -2))
     left, _, rest = equation.replace(" ", "").partition(",")
     right, _, result = rest.partition("->")
     batch, c, h, w = left[:-3], left[-3:-2], left[-2:-1], left[-1:]

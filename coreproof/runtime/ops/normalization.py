@@ -1,7 +1,7 @@
 """Normalizations (coremltools 9.0 ops/defs/iOS15/normalization.py).
 
 From iOS 17 on the parameters may have another dtype than x (iOS17/normalization.py). Epsilon is
-added to the variance in fp32. Means and variances accumulate as ``num`` says.
+added to the variance, inside the root, in fp32. Means and variances accumulate as ``num`` says.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coreproof.runtime.bounds import within
 from coreproof.runtime.numerics import Numerics
 from coreproof.runtime.registry import Ints, op
 
@@ -70,13 +71,14 @@ def batch_norm(
     beta: Tensor | None = None,
     epsilon: float = 1e-5,
 ) -> Tensor:
-    """By the given statistics, one a channel (dimension 1)."""
+    """``(x - mean) / sqrt(variance + epsilon) * gamma + beta``, one of each a channel (dimension 1)."""
     return F.batch_norm(x, mean, variance, gamma, beta, eps=epsilon)
 
 
 @op("l2_norm")
 def l2_norm(x: Tensor, epsilon: float = 1e-6, *, num: Numerics) -> Tensor:
-    """x divided by the root of (its sum of squares + epsilon) over the last three dimensions."""
+    """x divided by the root of (its sum of squares + epsilon) over the last three dimensions; torch's
+    ``normalize`` has epsilon as a lower bound of the root instead."""
     return x / torch.sqrt(num.sum(num.product(x, x), (-3, -2, -1), True) + epsilon)
 
 
@@ -87,6 +89,7 @@ def local_response_norm(
     """``x / (k + alpha / size * sum of squares) ** beta`` over ``size`` channels centred on each, fewer
     at the borders; of an even size the larger half comes before."""
     before = size // 2
+    within((x.numel(), size))
     squares = F.pad(num.product(x, x), (0, 0) * (x.dim() - 2) + (before, size - 1 - before))
     sums = num.sum(squares.unfold(1, size, 1), (-1,), False)
     return x / torch.pow(k + alpha / size * sums, beta)

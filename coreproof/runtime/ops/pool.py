@@ -1,7 +1,8 @@
 """Pooling (coremltools 9.0 ops/defs/iOS15/pool.py), over 1 to 3 spatial dimensions of x [N, C, *spatial].
 
 ``ceil_mode`` also keeps a last window that reaches beyond the padded end, unless the input is
-padded and the window would start in the padding after it.
+padded and the window would start in the padding after it. (torch drops a window that starts beyond
+an input without padding, too, which here is of nothing: -inf or NaN.)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coreproof.runtime.bounds import padded
 from coreproof.runtime.numerics import Numerics, flip_pairs, windows
 from coreproof.runtime.ops.conv import paddings
 from coreproof.runtime.registry import Ints, op
@@ -58,6 +60,7 @@ def max_pool(
     """Padding never wins; a stride is 1 unless given, not the kernel's size as in torch."""
     strides, _, reach = _geometry(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
     if any(reach):
+        padded(x, reach)
         x = F.pad(x, flip_pairs(reach), value=-math.inf)
     return _MAX[len(kernel_sizes)](x, kernel_sizes, strides)
 
@@ -84,6 +87,7 @@ def avg_pool(
 
 
 def _window_sums(x: Tensor, kernel: Ints, strides: Ints, reach: Ints, num: Numerics) -> Tensor:
+    padded(x, reach)
     x = F.pad(x, flip_pairs(reach))
     if num.wide:
         return _AVERAGE[len(kernel)](x, kernel, strides) * math.prod(kernel)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from coreproof.errors import UnsupportedOpError
 from coreproof.mil.types import DType, TensorType, ValueType
+from coreproof.runtime.bounds import within
 from coreproof.runtime.registry import Ints, op
 
 
@@ -23,7 +24,7 @@ def _generator(seed: int) -> torch.Generator | None:
 @op("random_bernoulli", pure=False)
 def random_bernoulli(shape: Ints, prob: float = 0.5, seed: int = -1) -> Tensor:
     """1 with probability ``prob``, else 0."""
-    return (torch.rand(shape, generator=_generator(seed)) < prob).float()
+    return (torch.rand(within(shape), generator=_generator(seed)) < prob).float()
 
 
 @op("random_categorical", pure=False)
@@ -36,13 +37,14 @@ def random_categorical(x: Tensor, mode: str = "logits", size: int = 1, seed: int
         raise UnsupportedOpError(f"random_categorical mode {mode!r} is neither logits nor probs")
     weights = torch.softmax(x, -1) if mode == "logits" else x
     rows = weights.reshape(-1, x.shape[-1]).cpu()
+    within((len(rows), size))
     drawn = torch.multinomial(rows, size, replacement=True, generator=_generator(seed))
     return drawn.reshape(*x.shape[:-1], size).to(x)
 
 
 @op("random_normal", pure=False)
 def random_normal(shape: Ints, mean: float = 0.0, stddev: float = 1.0, seed: int = -1) -> Tensor:
-    return mean + stddev * torch.randn(shape, generator=_generator(seed))
+    return mean + stddev * torch.randn(within(shape), generator=_generator(seed))
 
 
 @op("random_uniform", pure=False)
@@ -55,4 +57,4 @@ def random_uniform(
     half = isinstance(kind, TensorType) and kind.dtype is DType.FP16
     number = np.float16 if half else np.float32
     below = float(np.nextafter(number(high), number(low)))
-    return torch.clamp(low + (high - low) * torch.rand(shape, generator=_generator(seed)), max=below)
+    return torch.clamp(low + (high - low) * torch.rand(within(shape), generator=_generator(seed)), max=below)

@@ -1,6 +1,8 @@
 """Reductions (coremltools 9.0 ops/defs/iOS15/reduction.py). ``axes`` of None reduces them all.
 
-Integer results are cut towards zero, because the result has the input's type.
+Integer results are cut towards zero, because the result has the input's type. Over no element a sum is 0, a
+product 1, a mean NaN, the logarithm of a sum negative infinity; a maximum or minimum is an error, as numpy's.
+A NaN makes every result NaN.
 """
 
 from __future__ import annotations
@@ -80,13 +82,13 @@ def reduce_prod(x: Tensor, axes: Ints | None = None, keep_dims: bool = False) ->
 
 @op("reduce_argmax", moves=True)
 def reduce_argmax(x: Tensor, axis: int = -1, keep_dims: bool = False) -> Tensor:
-    """The first of equal maxima; NaN counts as the largest."""
+    """The first of equal maxima, which the definition leaves open; NaN counts as the largest."""
     return torch.argmax(x, axis, keep_dims).int()
 
 
 @op("reduce_argmin", moves=True)
 def reduce_argmin(x: Tensor, axis: int = -1, keep_dims: bool = False) -> Tensor:
-    """The first of equal minima; NaN counts as the smallest."""
+    """The first of equal minima, which the definition leaves open; NaN counts as the smallest."""
     return torch.argmin(x, axis, keep_dims).int()
 
 

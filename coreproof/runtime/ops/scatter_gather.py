@@ -2,7 +2,8 @@
 
 An index outside the tensor is always an error here: where ``validate_indices`` does not ask for one
 MIL leaves the result undefined. Negative indices count from the end up to iOS 16; from iOS 17 on
-they are outside. Of several updates to one place, ``update`` keeps one, the other modes combine all.
+they are outside. Of several updates to one place, ``update`` keeps one, the other modes combine all. The
+mode is ``add`` unless given, also of ``scatter``, whose text, unlike its code, says ``update``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from coreproof.errors import InputError, UnsupportedOpError
+from coreproof.runtime.bounds import within
 from coreproof.runtime.registry import op
 
 Scatter = Callable[[Tensor, int, Tensor, Tensor], Tensor]
@@ -31,6 +33,7 @@ def _bounded(indices: Tensor, size: int, negative: bool) -> Tensor:
 
 def _gather(x: Tensor, indices: Tensor, axis: int, batch_dims: int, negative: bool) -> Tensor:
     axis %= x.dim()
+    within((*x.shape[:axis], *indices.shape[batch_dims:], *x.shape[axis + 1 :]))
     if batch_dims == 0:
         if indices.dim() == 1:
             return _select(x, axis, indices, negative)
@@ -91,6 +94,7 @@ def gather_along_axis_ios17(
 
 
 def _gather_nd(x: Tensor, indices: Tensor, batch_dims: int, negative: bool) -> Tensor:
+    within((*indices.shape[:-1], *x.shape[batch_dims + indices.shape[-1] :]))
     index = _batch_index(x, batch_dims, indices.dim() - 1)
     for dim, places in enumerate(indices.unbind(-1), start=batch_dims):
         index.append(_bounded(places, x.shape[dim], negative))

@@ -10,17 +10,27 @@ from torch import Tensor
 
 from coreproof.errors import UnsupportedOpError
 from coreproof.mil.types import ValueType
+from coreproof.runtime.bounds import padded, within
 from coreproof.runtime.numerics import Numerics, Tensors, flip_pairs, held
-from coreproof.runtime.registry import REQUIRED, Ints, Param, add, op
+from coreproof.runtime.registry import Ints, op
 
-_X = Param("x", "tensor", REQUIRED)
-add("tile", torch.tile, (_X, Param("reps", "ints", REQUIRED)), moves=True)
-add("stack", torch.stack, (Param("values", "tensors", REQUIRED), Param("axis", "int", REQUIRED)), moves=True)
 
 
 @op("identity", moves=True)
 def identity(x: Tensor) -> Tensor:
     return x
+
+
+@op("tile", moves=True)
+def tile(x: Tensor, reps: Ints) -> Tensor:
+    within((x.numel(), *reps))
+    return torch.tile(x, reps)
+
+
+@op("stack", moves=True)
+def stack(values: Tensors, axis: int) -> Tensor:
+    within((len(values), values[0].numel()))
+    return torch.stack(values, axis)
 
 
 @op("select", moves=True)
@@ -54,7 +64,7 @@ def cumsum(
 
 @op("fill", moves=True)
 def fill(shape: Ints, value: float = 0.0, *, out: tuple[ValueType, ...]) -> Tensor:
-    return torch.full(shape, value, dtype=held(out))
+    return torch.full(within(shape), value, dtype=held(out))
 
 
 @op("fill_like", since="ios16", moves=True)
@@ -66,6 +76,7 @@ def fill_like(ref_tensor: Tensor, value: float = 0.0, *, out: tuple[ValueType, .
 @op("range_1d")
 def range_1d(end: float, start: float, step: float, *, out: tuple[ValueType, ...]) -> Tensor:
     """As ``numpy.arange``; MIL's order of the arguments puts ``end`` first."""
+    within((int((end - start) / step),))
     return torch.arange(start, end, step, dtype=held(out))
 
 
@@ -79,7 +90,9 @@ def one_hot(
     *,
     out: tuple[ValueType, ...],
 ) -> Tensor:
-    """An index outside ``[0, one_hot_vector_size)`` gives ``off_value`` everywhere."""
+    """An index outside ``[0, one_hot_vector_size)``, negative ones too, gives ``off_value`` everywhere, where
+    torch's raises."""
+    within((indices.numel(), one_hot_vector_size))
     axis = axis + indices.dim() + 1 if axis < 0 else axis
     places = torch.arange(one_hot_vector_size, device=indices.device)
     places = places.reshape(-1, *[1] * (indices.dim() - axis))
@@ -114,6 +127,7 @@ def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0)
 
     Raises UnsupportedOpError for another mode.
     """
+    padded(x, pad)
     if mode == "constant":
         return F.pad(x, flip_pairs(pad), value=constant_val)
     if mode not in ("reflect", "replicate"):
@@ -128,6 +142,7 @@ def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0)
 @op("concat", moves=True)
 def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
     """``interleave`` takes the elements along ``axis`` in turns. Scalars are joined to a vector."""
+    within((sum(v.numel() for v in values),))
     if values[0].dim() == 0:
         return torch.stack(values, axis)
     if not interleave:
@@ -153,14 +168,15 @@ def split(
 
 @op("argsort", moves=True)
 def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
-    """Equal elements keep their order in either direction."""
+    """The largest first unless ``ascending``, unlike numpy's and torch's. Equal elements keep their order in
+    either direction; NaN counts as the largest."""
     return torch.sort(x, stable=True, dim=axis, descending=not ascending)[1].int()
 
 
 @op("topk", moves=True)
 def topk(x: Tensor, k: int = 1, axis: int = -1, ascending: bool = False) -> tuple[Tensor, Tensor]:
     """Values and int32 indices of the largest, or with ``ascending`` smallest, elements, sorted; of
-    equal elements the first."""
+    equal elements the first; NaN counts as the largest."""
     values, indices = torch.topk(x, k, axis, largest=not ascending)
     last = torch.narrow(values, axis, k - 1, 1)
     if not torch.equal((x == last).sum(axis), (values == last).sum(axis)):  # the last place is tied
@@ -234,6 +250,7 @@ def non_maximum_suppression(
     scores as its best class and belongs to it; if none reaches ``score_threshold`` the best one is
     taken. Missing ones are 0, their indices -1."""
     batch, _, kinds = scores.shape
+    within((batch, max_boxes, 4 + kinds))
     result = boxes.new_zeros(batch, max_boxes, 4), scores.new_zeros(batch, max_boxes, kinds)
     indices = torch.full((batch, max_boxes), -1, dtype=torch.int32, device=boxes.device)
     counts = torch.zeros(batch, dtype=torch.int32, device=boxes.device)

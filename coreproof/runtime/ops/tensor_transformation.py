@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from coreproof.runtime.bounds import padded, within
 from coreproof.runtime.numerics import Tensors
 from coreproof.runtime.registry import REQUIRED, Bools, Ints, Param, add, op
 
@@ -133,7 +134,7 @@ def slice_by_index(
     squeeze_mask: Bools | None = None,
 ) -> Tensor:
     """``x[begin:end:stride]`` in every dimension with numpy's rules for negative and too large values.
-    A masked begin or end is ignored; a squeezed dimension is indexed at begin and removed."""
+    A masked begin or end is ignored; a squeezed dimension is indexed at begin, 0 if masked, and removed."""
     index = indexing(begin, end, stride, begin_mask, end_mask, squeeze_mask)
     if stride is not None and min(stride) < 0:
         x, index = _forward(x, index)
@@ -164,7 +165,8 @@ def slice_update(
 
 @op("slice_by_size", moves=True)
 def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
-    """``size`` elements from ``begin`` on (negative: from the end); -1 takes all that remain."""
+    """``size`` elements from ``begin`` on (negative: from the end); -1 takes all that remain. What does not
+    lie inside is an error, where ``slice_by_index`` takes what there is."""
     for dim, (first, count) in enumerate(zip(begin, size, strict=True)):
         first = first + x.shape[dim] if first < 0 else first
         x = torch.narrow(x, dim, first, x.shape[dim] - first if count == -1 else count)
@@ -175,7 +177,9 @@ def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
 def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
     """The windows' own dimension comes right after ``axis``."""
     axis %= x.dim()
-    return x.unfold(axis, size, stride).movedim(-1, axis + 1)
+    windows = x.unfold(axis, size, stride).movedim(-1, axis + 1)
+    within(windows.shape)
+    return windows
 
 
 @op("depth_to_space", moves=True)
@@ -201,6 +205,7 @@ def space_to_batch(x: Tensor, block_shape: Ints, paddings: Ints) -> Tensor:
     """The batch is ordered (block row, block column, item), as in TensorFlow. ``paddings`` is the
     [2, 2] tensor of (before, after) for height and width, row by row."""
     top, bottom, left, right = paddings
+    padded(x, paddings)
     x = torch.nn.functional.pad(x, (left, right, top, bottom))
     n, c, h, w = x.shape
     bh, bw = block_shape

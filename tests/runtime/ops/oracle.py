@@ -35,7 +35,13 @@ def ours(
         positional.append(given.pop(names.pop(0)))
     engine = {"num": num, "out": (TensorType(out),)}
     result = definition.fn(*positional, **given, **{k: engine[k] for k in definition.wants})
-    return [r.numpy() for r in result] if isinstance(result, tuple) else result.numpy()
+    return [_held(r) for r in result] if isinstance(result, tuple) else _held(result)
+
+
+def _held(result: torch.Tensor) -> np.ndarray:
+    """As numpy, in a container that the engine knows what to do with."""
+    assert result.dtype not in (torch.float64, torch.int64, torch.float16), f"held as {result.dtype}"
+    return result.numpy()
 
 
 def _argument(definition: OpDef, name: str, value: Any) -> Any:

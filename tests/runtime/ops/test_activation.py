@@ -69,3 +69,23 @@ def test_softmax(axis: int) -> None:
 
 def test_softmax_of_nothing_is_nan() -> None:
     assert np.isnan(ours("softmax", x=np.full((1, 3), -np.inf, np.float32))).all()
+
+
+NAN = np.full((1, 3, 4), np.nan, np.float32)
+WITH_NAN = {
+    **{name: {} for name in [*PLAIN, "gelu", "silu", "softmax"]},
+    **{name: {"alpha": alpha} for name, alpha in ALPHAS.items()},
+    **{name: {"alpha": alpha, "beta": beta} for name, (alpha, beta) in PAIRS.items()},
+    "prelu": {"alpha": ALPHA},
+    "softplus_parametric": {"alpha": ALPHA, "beta": BETA},
+}
+
+
+@pytest.mark.parametrize("name", WITH_NAN)
+def test_nan_stays(name: str) -> None:
+    assert np.isnan(ours(name, x=NAN, **WITH_NAN[name])).all()
+
+
+def test_the_threshold_itself_stays() -> None:
+    x = np.array([0.5, 0.75, 1.0], np.float32)
+    assert ours("thresholded_relu", x=x, alpha=0.75).tolist() == [0, 0.75, 1]

@@ -119,3 +119,14 @@ def test_blockwise(shape: tuple[int, int], shifted: str | None) -> None:
     theirs = ios18.constexpr_sparse_blockwise_shift_scale.decompress(mask, data[mask != 0], scale, offset)
     assert_same(got[0], mask)
     assert_same(got[1], theirs[1])
+
+
+def test_ranks_that_do_not_fit() -> None:
+    """Blocks are counted dimension by dimension."""
+    data, flat = np.zeros((4, 6), np.int8), np.ones(6, np.float32)
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        ours("constexpr_blockwise_shift_scale", "ios18", data=data, scale=flat)
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        ours(
+            "constexpr_lut_to_dense", "ios18", indices=data.view(np.uint8), lut=np.ones((1, 4, 1), np.float32)
+        )

@@ -224,3 +224,17 @@ def test_conv_quantized(vector: bool) -> None:
     np.testing.assert_allclose(got, correlate(x, values, [1], [1], 1, _dot), rtol=1e-5, atol=1e-5)
     with pytest.raises(UnsupportedOpError, match="'lut'"):
         ours("conv_quantized", quantization_type="lut", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("conv", {"pad_type": "same", "strides": [1]}),
+        ("conv_transpose", {"strides": [1]}),
+        ("conv_transpose", {"output_shape": [1, 2, 6]}),
+        ("conv_transpose", {"output_shape": [1, 2, 6, 6], "pad_type": "custom", "pad": [0, 0]}),
+    ],
+)
+def test_lists_that_are_too_short(name: str, arguments: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"is (shorter|longer) than argument"):
+        ours(name, x=halves(1, 2, 5, 5), weight=halves(2, 2, 2, 2), **arguments)

@@ -59,3 +59,20 @@ def test_division_by_zero() -> None:
     x, zero = np.array([1, -1, 0], np.float32), np.zeros(3, np.float32)
     np.testing.assert_array_equal(ours("real_div", x=x, y=zero), [np.inf, -np.inf, np.nan])
     np.testing.assert_array_equal(ours("floor_div", x=x, y=zero), [np.inf, -np.inf, np.nan])
+
+
+@pytest.mark.parametrize("name", ["floor_div", "mod", "real_div"])
+def test_integers_divided_by_zero(name: str) -> None:
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        ours(name, x=np.array([1, 2], np.int32), y=np.array([1, 0], np.int32))
+
+
+def test_negative_powers_of_integers_are_cut() -> None:
+    base, exponent = np.array([-2, -1, 1, 2], np.int32), np.array([-1, -3, -2, -5], np.int32)
+    assert ours("pow", x=base, y=exponent).tolist() == [0, -1, 1, 0]
+
+
+def test_nan_equals_nothing() -> None:
+    nan = np.array([np.nan], np.float32)
+    assert not ours("equal", x=nan, y=nan).any()
+    assert ours("not_equal", x=nan, y=nan).all()

@@ -100,3 +100,13 @@ def test_cast_wraps(dtype: str, expected: list[int]) -> None:
 def test_cast_to_nothing() -> None:
     with pytest.raises(UnsupportedOpError, match="expected one of"):
         ours("cast", x=ANY, dtype="fp99")
+
+
+def test_nan_is_true() -> None:
+    assert ours("cast", x=np.array([np.nan, np.inf, 0.25, 0, -0.0], np.float32), dtype="bool").tolist() == [
+        True, True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_exp2_of_integers_is_cut() -> None:
+    assert ours("exp2", x=np.array([-3, -1, 0, 5, 30], np.int32)).tolist() == [0, 0, 1, 32, 2**30]

@@ -198,9 +198,9 @@ def test_images_of_boxes() -> None:
     every = ours("crop_resize", x=x, roi=np.array(box * 2, np.float32).reshape(2, 1, 4, 1, 1))
     assert every.shape == (2, 3, 1, 1, 1)
     assert every.ravel().tolist() == [6, 106, 206, 6, 106, 206]
-    named = ours("crop_resize", x=x, roi=np.array([1, *box], np.float32).reshape(1, 1, 5, 1, 1))
+    named = ours("crop_resize", x=x, roi=np.array([2, *box], np.float32).reshape(1, 1, 5, 1, 1))
     assert named.shape == (1, 1, 1, 1, 1)
-    assert named.item() == 106
+    assert named.item() == 206
 
 
 RESAMPLED = [  # coremltools 9.0 ops/tests/iOS15/test_image_resizing.py
@@ -257,31 +257,121 @@ def test_affine() -> None:
     np.testing.assert_allclose(wide.ravel(), [10.7525, 5.94, 2.5025, 0.44, 0, 0, 0, 0, 0, 0], atol=1e-4)
 
 
+AFFINE = dict(
+    zip(NAMES, ("bilinear", "constant", 0.0, "normalized_minus_one_to_one", True), strict=True),
+    transform_matrix=np.array([[1, 0, 0, 0, 1, 0]], np.float32),
+    output_height=5,
+    output_width=7,
+)
+BOX = np.zeros((1, 4), np.float32)
+
+
 def test_affine_identity() -> None:
-    options = dict(
-        zip(NAMES, ("bilinear", "constant", 0.0, "normalized_minus_one_to_one", True), strict=True)
-    )
-    same = np.array([[1, 0, 0, 0, 1, 0]], np.float32)
-    got = ours("affine", x=X, transform_matrix=same, output_height=5, output_width=7, **options)
-    np.testing.assert_allclose(got, X, atol=1e-5)
+    np.testing.assert_allclose(ours("affine", x=X, **AFFINE), X, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("name", "opset", "arguments"),
+    ("name", "opset", "arguments", "message"),
     [
-        ("resize_bilinear", "ios15", {"sampling_mode": "ROUGH"}),
-        ("resize", "ios17", {"shape": [2], "resized_dims": 1, "interpolation_mode": "CUBIC"}),
-        ("upsample_bilinear", "ios16", {"align_corners": True, "half_pixel_centers": True}),
-        ("crop_resize", "ios17", {"boxes": np.zeros((1, 4), np.float32), "box_coordinate_mode": "EDGES"}),
+        (
+            "resize_bilinear",
+            "ios15",
+            {"sampling_mode": "ROUGH"},
+            "'ROUGH' is not one of STRICT_ALIGN_CORNERS, ",
+        ),
+        (
+            "resize",
+            "ios17",
+            {"shape": [2], "resized_dims": 1, "interpolation_mode": "CUBIC"},
+            "'CUBIC' is not LINEAR or NEAREST_NEIGHBOR$",
+        ),
+        ("upsample_bilinear", "ios16", {"align_corners": True, "half_pixel_centers": True}, "not both"),
+        (
+            "crop_resize",
+            "ios17",
+            {"boxes": BOX, "box_coordinate_mode": "EDGES"},
+            "one of CORNERS_HEIGHT_FIRST, ",
+        ),
+        ("affine", "ios15", AFFINE | {"align_corners": False}, "affine needs align_corners"),
+        ("affine", "ios15", AFFINE | {"coordinates_mode": "unnormalized"}, "affine needs align_corners"),
     ],
 )
-def test_modes_that_do_not_exist(name: str, opset: str, arguments: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedOpError):
+def test_modes_that_do_not_exist(name: str, opset: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedOpError, match=message):
         ours(name, opset, x=IMAGE, **arguments)
 
 
 @pytest.mark.parametrize("argument", ["sampling_mode", "padding_mode", "coordinates_mode"])
 def test_resample_modes_that_do_not_exist(argument: str) -> None:
     options = dict(zip(NAMES, ("bilinear", "constant", 0.0, "unnormalized", True), strict=True))
-    with pytest.raises(UnsupportedOpError, match=f"{argument} 'other'"):
+    known = {
+        "sampling_mode": "bilinear or nearest",
+        "padding_mode": "one of constant, border, reflection, symmetric$",
+        "coordinates_mode": "one of unnormalized, normalized_minus_one_to_one, normalized_zero_to_one$",
+    }[argument]
+    with pytest.raises(UnsupportedOpError, match=f"{argument} 'other' is not {known}"):
         ours("resample", x=X, coordinates=np.zeros((2, 1, 1, 2), np.float32), **options | {argument: "other"})
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("padding", "expected"), [("reflection", [2, 2, 3]), ("symmetric", [1, 3, 4])])
+def test_mirrors_do_not_depend_on_align_corners(
+    padding: str, expected: list[float], align_corners: bool
+) -> None:
+    """Places -1, 5 and 4 of four pixels; the mirrors lie at 0 and 3, or half a pixel further out."""
+    x = np.array([1, 2, 3, 4], np.float32).reshape(1, 1, 1, 4)
+    coordinates = np.array([[-1, 0], [5, 0], [4, 0]], np.float32).reshape(1, 1, 3, 2)
+    options = dict(zip(NAMES, ("bilinear", padding, 0.0, "unnormalized", align_corners), strict=True))
+    assert ours("resample", x=x, coordinates=coordinates, **options).ravel().tolist() == expected
+
+
+@pytest.mark.parametrize(("size", "count"), [(5, 3), (4, 7), (1, 3)])
+def test_offset_corners(size: int, count: int) -> None:
+    """The formula of coremltools 9.0 ops/defs/iOS15/image_resizing.py, on a ramp that holds its own places."""
+    x = np.arange(size, dtype=np.float32).reshape(1, 1, 1, size)
+    delta = max(1, size - 1) / count
+    expected = np.clip(0.5 * delta + np.arange(count) * delta, 0, size - 1)
+    got = ours("resize_bilinear", x=x, target_size_width=count, sampling_mode="OFFSET_CORNERS")
+    np.testing.assert_allclose(got.ravel(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("lead", [(), (2,), (2, 1, 3)])
+def test_any_rank_from_2(lead: tuple[int, ...]) -> None:
+    x = normal(*lead, 4, 6)
+    to = {"target_size_height": 8, "target_size_width": 12}
+    by = {"scale_factor_height": 2.0, "scale_factor_width": 2.0}
+    doubled = x.repeat(2, -2).repeat(2, -1)
+    assert_same(ours("resize_nearest_neighbor", x=x, **to), doubled)
+    assert_same(ours("upsample_nearest_neighbor", x=x, **by), doubled)
+    assert_same(ours("crop", x=x, crop_height=[1, 0], crop_width=[2, 1]), x[..., 1:, 2:5])
+    one_image = {"mode": "bilinear", "align_corners": True}
+    expected = F.interpolate(torch.from_numpy(x.reshape(1, -1, 4, 6)).double(), (8, 12), **one_image)
+    expected = expected.float().numpy().reshape(*lead, 8, 12)
+    assert_same(ours("upsample_bilinear", x=x, **by), expected, rtol=1e-5)
+
+
+def test_a_mirror_of_a_single_pixel() -> None:
+    x = np.array([7, 8], np.float32).reshape(1, 1, 2, 1)
+    coordinates = np.array([[[[0.75, 0], [-2, 1]]]], np.float32)
+    options = dict(zip(NAMES, ("bilinear", "reflection", 0.0, "unnormalized", True), strict=True))
+    assert ours("resample", x=x, coordinates=coordinates, **options).ravel().tolist() == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([0, 2, 1, 5], [[3, 4, -1, -1], [7, 8, -1, -1]]),
+        ([2, 0, 5, 0], [[9], [13], [-1], [-1]]),
+        ([-2, -1, 0, 0], [[-1, -1], [-1, -1], [-1, 1]]),
+    ],
+)
+def test_a_box_that_reaches_out_on_one_side(box: list[float], expected: list[list[float]]) -> None:
+    height, width = np.shape(expected)
+    options = {
+        "target_height": height,
+        "target_width": width,
+        "sampling_mode": "ALIGN_CORNERS",
+        "pad_value": -1.0,
+    }
+    got = ours("crop_resize", "ios17", x=IMAGE, boxes=np.array([box], np.float32), **options)
+    assert got[0, 0].tolist() == expected

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from half import half_dot, halves
 from oracle import assert_same, inferred, normal, ours, rng
 
 from coreproof.errors import UnsupportedOpError
 from coreproof.mil.types import DType
+from coreproof.runtime.numerics import FP16ACC
 
 WEIGHT, BIAS = normal(6, 5, seed=1), normal(6, seed=2)
 
@@ -80,3 +82,20 @@ def test_einsum(equation: str, x: tuple[int, ...], y: tuple[int, ...]) -> None:
 def test_other_equations(equation: str) -> None:
     with pytest.raises(UnsupportedOpError, match="is not of the form"):
         ours("einsum", values=(normal(1, 1, 1, 1), normal(1, 1, 1, 1)), equation=equation)
+
+
+def test_spaces_in_an_equation() -> None:
+    values = (normal(3, 4, 5), normal(5, 4, 6, seed=1))
+    spaced = ours("einsum", values=values, equation=" chw , whr -> chr ")
+    np.testing.assert_array_equal(spaced, ours("einsum", values=values, equation="chw,whr->chr"))
+
+
+@pytest.mark.parametrize(("x", "y"), [((2, 3, 4, 40), (2, 40, 4, 6)), ((3, 4, 40), (40, 4, 6))])
+def test_half_einsum(x: tuple[int, ...], y: tuple[int, ...]) -> None:
+    left, right = halves(*x), halves(*y, seed=1)
+    equation = "nchw,nwhu->nchu" if len(x) == 4 else "chw,whr->chr"
+    expected = np.zeros((*x[:-1], y[-1]), np.float32)
+    for *n, c, h, u in np.ndindex(expected.shape):
+        expected[(*n, c, h, u)] = half_dot(left[(*n, c, h)], right[(*n, slice(None), h, u)])
+    got = ours("einsum", num=FP16ACC, values=(left, right), equation=equation)
+    np.testing.assert_array_equal(got, expected)

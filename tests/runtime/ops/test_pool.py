@@ -78,7 +78,8 @@ def test_pool(name: str, case: str, padding: str) -> None:
 @pytest.mark.parametrize("exclude", [False, True])
 @pytest.mark.parametrize("pad", [0, 1])
 @pytest.mark.parametrize(
-    ("size", "kernel", "stride"), [(9, 3, 2), (10, 3, 2), (8, 3, 3), (7, 2, 3), (11, 4, 3), (5, 3, 4)]
+    ("size", "kernel", "stride"),
+    [(9, 3, 2), (10, 3, 2), (8, 3, 3), (7, 2, 3), (11, 4, 3), (5, 3, 4), (12, 3, 3), (13, 5, 4)],
 )
 def test_ceil_mode(size: int, kernel: int, stride: int, pad: int, exclude: bool) -> None:
     x = halves(2, 3, size, size)
@@ -107,3 +108,33 @@ def test_half_accumulation() -> None:
     np.testing.assert_array_equal(ours("l2_pool", num=FP16ACC, x=x, **options), np.sqrt(squares))
     wide = ours("avg_pool", num=WIDE, x=x, **options)
     assert np.abs(sums / 42 - wide).max() < 0.01
+
+
+def test_a_window_beyond_an_unpadded_input() -> None:
+    """The definition drops it only where there is padding, and torch always: nothing is in it."""
+    options = {"kernel_sizes": [1], "strides": [3], "pad_type": "valid", "ceil_mode": True}
+    x = np.array([[[4, 1, 1, 5, 1]]], np.float32)
+    assert inferred_shape("max_pool", "ios15", x.shape, **options) == (1, 1, 3)
+    assert ours("max_pool", x=x, **options).tolist() == [[[4, 5, -np.inf]]]
+    assert np.isnan(ours("avg_pool", x=x, **options)[0, 0]).tolist() == [False, False, True]
+
+
+def test_custom_padding_is_none_unless_given() -> None:
+    x = halves(1, 2, 9)
+    options = {"kernel_sizes": [3]}
+    for name in ("max_pool", "avg_pool", "l2_pool"):
+        plain = ours(name, x=x, pad_type="valid", **options)
+        np.testing.assert_array_equal(ours(name, x=x, pad_type="custom", **options), plain)
+
+
+def test_lopsided_padding_in_ceil_mode() -> None:
+    """By the definition's formula, though its own inference refuses such padding: a third window would
+    start at the padding."""
+    options = {"kernel_sizes": [2], "strides": [3], "pad_type": "custom", "pad": [0, 1], "ceil_mode": True}
+    x = np.array([[[1, 2, 3, 4, 5, 6]]], np.float32)
+    assert ours("max_pool", x=x, **options).tolist() == [[[2, 5]]]
+
+
+def test_strides_that_are_too_few() -> None:
+    with pytest.raises(ValueError, match="argument 3 is shorter"):
+        ours("max_pool", x=halves(1, 1, 5, 5), kernel_sizes=[2, 2], strides=[1], pad_type="valid")

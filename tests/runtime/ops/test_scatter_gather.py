@@ -164,3 +164,33 @@ def test_scatter_outside(name: str) -> None:
 def test_scatter_mode() -> None:
     with pytest.raises(UnsupportedOpError, match="'xor'"):
         ours("scatter", data=X, indices=np.array([0], np.int32), updates=X[:1], mode="xor")
+
+
+@pytest.mark.parametrize("opset", ["ios15", "ios16"])
+def test_negative_indices_up_to_ios_16(opset: str) -> None:
+    assert_same(ours("gather", opset, x=X, indices=np.array([-1, 0, -3], np.int32)), X[[2, 0, 0]])
+    places = np.array([[-1, 0], [0, -4], [-3, 3]], np.int32)
+    assert_same(ours("gather_nd", opset, x=X, indices=places), X[places[:, 0], places[:, 1]])
+    data, ones = np.zeros((3, 3), np.float32), np.ones((2, 3), np.float32)
+    last = np.array([[0, 0, 0], [0, 0, 0], [2, 2, 2]], np.float32)
+    rows = np.array([-1, 2], np.int32)
+    assert_same(ours("scatter", opset, data=data, indices=rows, updates=ones), last)
+    along = np.repeat(rows[:, None], 3, 1)
+    assert_same(ours("scatter_along_axis", opset, data=data, indices=along, updates=ones), last)
+    assert_same(ours("scatter_nd", opset, data=data, indices=rows[:, None], updates=ones), last)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_no_index(size: int) -> None:
+    none = np.zeros((0,), np.int32)
+    assert ours("gather", x=X[:size], indices=none).shape == (0, 4, 5)
+    assert ours("gather_along_axis", x=X[:size, 0, 0], indices=none).shape == (0,)
+    assert ours("gather_nd", x=X[:size], indices=none.reshape(0, 1)).shape == (0, 4, 5)
+    got = ours("scatter", data=X[:size], indices=none, updates=np.zeros((0, 4, 5), np.float32))
+    assert_same(got, X[:size])
+
+
+@pytest.mark.parametrize("name", ["gather", "gather_along_axis", "gather_nd"])
+def test_a_single_index_outside(name: str) -> None:
+    with pytest.raises(InputError, match="index 3 is out of bounds for a dimension of size 3"):
+        ours(name, x=X[:, 0, 0], indices=np.array([3], np.int32))

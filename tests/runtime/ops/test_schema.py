@@ -12,14 +12,15 @@ from coremltools.converters.mil.mil import types
 from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
 
 from coreproof.errors import UnsupportedOpError
+from coreproof.runtime import left_out
+from coreproof.runtime.control import CONTROL
 from coreproof.runtime.registry import OPSETS, REQUIRED, lookup, registry
 
 CORE = SSAOpRegistry.core_ops
 NOT_IN_CORE = {"write_state", "coreml_update_state"}
 """Ops that reach a package although coremltools' builder has no core op of the name."""
-NOT_OPS = {"const", "_const_symbolic"}
-ELSEWHERE = {"cond", "while_loop"}
-"""Ops that hold blocks, which the engine compiles itself."""
+ELSEWHERE = {"const", *CONTROL}
+"""Constants, and ops that hold blocks: the engine compiles them itself."""
 UNDECLARED = {("gru", "reset_after"): False}
 """Defaults that a definition states in its text alone."""
 
@@ -47,7 +48,7 @@ def _defaults(cls: Any, rank: int) -> dict[str, Any]:
 
 
 def test_complete() -> None:
-    assert (set(registry()) - NOT_IN_CORE) | ELSEWHERE == set(CORE) - NOT_OPS
+    assert (set(registry()) - NOT_IN_CORE) | ELSEWHERE == set(CORE) - set(left_out.OPS)
 
 
 @pytest.mark.parametrize(("name", "opset"), PAIRS)

@@ -75,6 +75,12 @@ def test_one_hot(axis: int) -> None:
     assert_same(got, np.moveaxis(3 * rows - 1, -1, axis))
 
 
+@pytest.mark.parametrize("dtype", [DType.INT32, DType.BOOL])
+def test_one_hot_of_other_types(dtype: DType) -> None:
+    got = ours("one_hot", out=dtype, indices=np.array([1, 0], np.int32), one_hot_vector_size=2)
+    np.testing.assert_array_equal(got, np.array([[0, 1], [1, 0]], DTYPES[dtype]), strict=True)
+
+
 def test_shape_and_non_zero() -> None:
     assert_same(ours("shape", x=X), inferred("shape", x=X))
     for x in (INTEGERS, (INTEGERS > 0), INTEGERS.astype(np.float32)):
@@ -228,6 +234,7 @@ def test_non_maximum_suppression(iou: float, threshold: float, per_class: bool) 
         chosen = _suppressed(boxes[item][eligible], best[eligible], iou, 8, kinds[eligible])
         places = eligible[chosen]
         count = len(places)
+        assert got[3].dtype == np.int32
         assert got[3][item] == count
         assert got[2][item].tolist() == [*places.tolist(), *[-1] * (8 - count)]
         np.testing.assert_array_equal(got[0][item, :count], boxes[item][places])
@@ -255,3 +262,42 @@ def test_suppression_takes_at_least_one() -> None:
     boxes, scores = np.ones((1, 3, 4), np.float32), np.array([[[1], [3], [2]]], np.float32)
     options = {"iou_threshold": 0.5, "score_threshold": 10.0, "max_boxes": 2}
     assert ours("non_maximum_suppression", boxes=boxes, scores=scores, **options)[2].tolist() == [[1, -1]]
+
+
+@pytest.mark.parametrize(("ascending", "order"), [(False, [1, 3, 2, 0]), (True, [0, 2, 1, 3])])
+def test_nan_sorts_as_the_largest(ascending: bool, order: list[int]) -> None:
+    x = np.array([1, np.nan, 2, np.nan], np.float32)
+    assert ours("argsort", x=x, ascending=ascending).tolist() == order
+    values, _ = ours("topk", x=x, k=3, ascending=ascending)
+    np.testing.assert_array_equal(values, x[order[:3]])
+
+
+def test_exclusive_cumsum_of_one() -> None:
+    assert ours("cumsum", x=np.array([5.0], np.float32), exclusive=True).tolist() == [0]
+
+
+def test_padding_that_is_no_pair() -> None:
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        ours("pad", x=X, pad=[1, 1, 1], mode="reflect")
+
+
+def test_one_value_joined() -> None:
+    assert ours("concat", values=(np.int32(4),), axis=0).tolist() == [4]
+    assert_same(ours("concat", values=(X,), axis=-1, interleave=True), X)
+
+
+def test_topk_tied_at_the_last_place_only() -> None:
+    """torch's own topk takes the 3 at index 6."""
+    x = np.array([3, 1, 1, 4, 1, 1, 3, 3], np.float32)
+    assert ours("topk", x=x, k=2)[1].tolist() == [3, 0]
+    turned = ours("topk", x=np.stack([x, -x], 1), k=2, axis=0)
+    assert turned[1].tolist() == [[3, 1], [0, 2]]
+    assert turned[0].tolist() == [[4, -1], [3, -1]]
+
+
+def test_suppression_at_the_thresholds() -> None:
+    """Boxes that overlap by exactly one half, scores of exactly the threshold."""
+    boxes = np.array([[[1, 1, 2, 2], [1, 0.5, 2, 1]]], np.float32)
+    scores = np.array([[[0.75], [0.5]]], np.float32)
+    options = {"iou_threshold": 0.5, "score_threshold": 0.5, "max_boxes": 2}
+    assert ours("non_maximum_suppression", boxes=boxes, scores=scores, **options)[2].tolist() == [[0, 1]]

@@ -175,3 +175,37 @@ def test_pixel_shuffle() -> None:
 def test_flatten(axis: int) -> None:
     _same_as_coremltools("flatten2d", x=X, axis=axis)
     assert ours("flatten2d", x=SIX, axis=-1).shape == (1, 6)
+
+
+def test_slice_by_size_takes_no_less() -> None:
+    with pytest.raises(RuntimeError, match="exceeds dimension size"):
+        ours("slice_by_size", x=SIX, begin=[4], size=[3])
+
+
+def test_a_masked_begin_of_a_squeezed_dimension_is_0() -> None:
+    masks = {"begin_mask": [True], "squeeze_mask": [True]}
+    assert ours("slice_by_index", x=SIX + 1, begin=[4], end=[5], **masks) == 1
+
+
+def test_a_slice_backwards_that_takes_nothing() -> None:
+    got = ours("slice_by_index", x=X[0, 0], begin=[0, 1], end=[3, 4], stride=[1, -1])
+    assert_same(got, X[0, 0, 0:3, 1:4:-1])
+
+
+def test_batch_to_space_crops_every_side() -> None:
+    x = normal(4, 1, 3, 5)
+    whole = ours("batch_to_space", x=x, block_shape=[2, 2], crops=[[0, 0], [0, 0]])
+    got = ours("batch_to_space", x=x, block_shape=[2, 2], crops=[[1, 2], [3, 1]])
+    assert_same(got, whole[:, :, 1:4, 3:9])
+
+
+@pytest.mark.parametrize(
+    ("name", "opset", "arguments"),
+    [
+        ("slice_by_size", "ios15", {"begin": [1, 0], "size": [1]}),
+        ("reshape_like", "ios16", {"ref_tensors": (SIX,), "begins": (), "ends": (), "end_masks": ()}),
+    ],
+)
+def test_lists_that_are_too_short(name: str, opset: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is shorter than argument"):
+        ours(name, opset, x=SIX, **arguments)

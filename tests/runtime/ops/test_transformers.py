@@ -42,17 +42,27 @@ def test_a_row_that_sees_nothing_is_nan(boolean: bool, num: object) -> None:
     assert np.isnan(got[0, 1]).all()
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_half_accumulation(masked: bool) -> None:
+@pytest.mark.parametrize("num", [WIDE, FP16ACC], ids=["wide", "half"])
+def test_such_a_row_of_one_head(num: object) -> None:
+    mask = np.ones((1, 2, 3, 3), np.bool_)
+    mask[0, 1, 2] = False
+    got = ours(NAME, "ios18", num=num, **_operands(((1, 2, 3, 4),) * 3), attn_mask=mask)
+    np.testing.assert_array_equal(np.isnan(got[..., 0]), ~mask.any(-1))
+
+
+@pytest.mark.parametrize("mask", [None, "added", "boolean"])
+def test_half_accumulation(mask: str | None) -> None:
     query, key, value = halves(3, 40, seed=1), halves(50, 40, seed=2), halves(50, 4, seed=3)
-    mask = halves(3, 50, seed=4) if masked else np.zeros((3, 50), np.float32)
+    noise = halves(3, 50, seed=4)
+    masks = {"added": (noise, noise), "boolean": (noise > 0, np.where(noise > 0, 0, -np.inf))}
+    given, added = masks.get(mask or "", (None, np.float32(0)))
     scores = (
-        np.array([[half_dot(q, k) for k in key] for q in query], np.float32) / np.float32(np.sqrt(40)) + mask
+        np.array([[half_dot(q, k) for k in key] for q in query], np.float32) / np.float32(np.sqrt(40)) + added
     )
     powers = np.exp(scores - scores.max(-1, keepdims=True))
     weights = powers / np.array([half_sum(p) for p in powers], np.float32)[:, None]
     expected = np.array([[half_dot(w, column) for column in value.T] for w in weights], np.float32)
     arguments = {"query": query[None], "key": key[None], "value": value[None]}
-    got = ours(NAME, "ios18", num=FP16ACC, **arguments, **({"attn_mask": mask} if masked else {}))
+    got = ours(NAME, "ios18", num=FP16ACC, **arguments, **({} if given is None else {"attn_mask": given}))
     # exp differs in its last bit between torch and numpy, which may move a rounding by one unit.
     np.testing.assert_allclose(got[0], expected, atol=2 * np.spacing(np.float16(np.abs(expected).max())))
