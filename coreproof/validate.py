@@ -7,7 +7,7 @@ a pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from coreproof.package.manifest import Manifest, PackageRecord, check_files, che
 from coreproof.parity.comparison import CaseComparison, Judgement, compare_case, judge, judge_excitations
 from coreproof.parity.fixture import Fixture, find, load, save
 from coreproof.parity.gates import Gates, Verdict, load_gates
-from coreproof.parity.suite import Case, Outcome, Suite
+from coreproof.parity.suite import Arrays, Case, Outcome, Suite
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,17 +152,18 @@ def _package(
     runner = create(backend)
     runner.load(Target(build / record.package, mode or "typed", None, stage, checkpoint))
     outputs = {o.name: (tuple(o.shape), NUMPY[o.dtype]) for o in record.contract.outputs}
+    halves = {i.name for i in record.contract.inputs if i.dtype == "fp16"}
     outcomes, comparisons = [], []
     own = [c for c in cases if c.stage == record.stage]
     for index, case in enumerate(own):
         report(record.package, index, len(own))
-        outcome = Outcome(case, run_case(runner, case))
+        outcome = Outcome(case, run_case(runner, case, halves))
         outcomes.append(outcome)
         comparisons.append(compare_case(outcome, outputs))
     runner.close()
     aggregates = suite.aggregates(outcomes) if outcomes else {}
     judgement = judge(comparisons, aggregates, gates, record.stage, record.variant)
-    suspects = _suspects(build / record.package, own, judgement, mode)
+    suspects = _suspects(build / record.package, own, judgement, mode, halves)
     return PackageResult(record, mode, tuple(comparisons), aggregates, judgement, suspects)
 
 
@@ -173,20 +174,36 @@ def stage_of(parts: ModelParts, checkpoint: Checkpoint, record: PackageRecord) -
 
 
 def _suspects(
-    package: Path, cases: Sequence[Case], judgement: Judgement, mode: str | None
+    package: Path, cases: Sequence[Case], judgement: Judgement, mode: str | None, halves: Collection[str]
 ) -> tuple[Suspect, ...]:
     """The five worst ops on the case that a failing verdict names, the first case when none does."""
-    if judgement.passed or mode is None or not cases:
+    # The steps of a case that carries have inputs only once their predecessors have run.
+    known = [c for c in cases if c.carry is None]
+    if judgement.passed or mode is None or not known:
         return ()
     named = {v.case for v in judgement.verdicts if not v.passed}
-    case = next((c for c in cases if c.id in named), cases[0])
-    return tuple(blame(package, case.steps, mode)[:5])
+    case = next((c for c in known if c.id in named), known[0])
+    return tuple(blame(package, [_halved(step, halves) for step in case.steps], mode)[:5])
 
 
-def run_case(runner: Backend, case: Case) -> dict[str, np.ndarray]:
-    """Run the case's steps on one state; several steps are stacked along a new first axis."""
+def _halved(inputs: Arrays, halves: Collection[str]) -> Arrays:
+    return {name: a.astype(np.float16) if name in halves else a for name, a in inputs.items()}
+
+
+def run_case(runner: Backend, case: Case, halves: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Run the case's steps on one state; several compared ones are stacked along a new first axis.
+
+    ``halves``: inputs that this package takes as float16 and cases, shared by all variants, may give
+    as float32.
+    """
     state = runner.make_state()
-    steps = [runner.predict(inputs, state) for inputs in case.steps]
-    if len(steps) == 1:
-        return steps[0]
-    return {name: np.stack([s[name] for s in steps]) for name in steps[0]}
+    steps: list[dict[str, np.ndarray]] = []
+    carried: Arrays = {}
+    for own in case.steps:
+        inputs = _halved({**own, **carried}, halves)
+        steps.append(runner.predict(inputs, state))
+        carried = case.carry(inputs, steps[-1]) if case.carry else {}
+    compared = steps[case.warmup :]
+    if len(compared) == 1:
+        return compared[0]
+    return {name: np.stack([s[name] for s in compared]) for name in compared[0]}

@@ -69,6 +69,8 @@ def export(
         source = path if path.is_dir() else path.parent
         for name in recipe.side_files:
             shutil.copyfile(source / name, folder / name)
+        for name, content in (recipe.host_files(checkpoint) if recipe.host_files else {}).items():
+            (folder / name).write_bytes(content)
         files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         manifest = Manifest(
             model=recipe.name,

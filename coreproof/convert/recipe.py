@@ -86,7 +86,8 @@ class Recipe:
     ``load(path)`` reads a checkpoint; ``stages(checkpoint, variant)`` lists a variant's packages;
     ``synth(folder, size, seed)`` writes a synthetic checkpoint, size being ``small`` or ``full``.
     ``side_files`` are files of the checkpoint's folder that a host needs beside the packages (a
-    tokenizer).
+    tokenizer). ``host_files(checkpoint)`` makes further ones from weights that no package holds, the
+    same bytes for the same checkpoint.
     """
 
     name: str
@@ -96,3 +97,4 @@ class Recipe:
     synth: Callable[[Path, str, int], None]
     published: Published | None = None
     side_files: tuple[str, ...] = ()
+    host_files: Callable[[Checkpoint], Mapping[str, bytes]] | None = None

@@ -104,10 +104,10 @@ def _compare_output(
     name: str, case: Case, actual: np.ndarray | None, contract: ContractOutputs
 ) -> OutputComparison:
     expected = case.expected.get(name)
-    problems = _problems(name, actual, expected, contract, steps=len(case.steps))
+    problems = _problems(name, actual, expected, contract, steps=case.compared)
     if actual is None or expected is None or actual.shape != expected.shape or _not_real(actual, expected):
         return OutputComparison(expected is not None, {}, problems)
-    if case.sample_rate is not None and len(case.steps) > 1:
+    if case.sample_rate is not None and case.compared > 1:
         actual, expected = _joined(actual), _joined(expected)
     return OutputComparison(True, measure(actual, expected, case.sample_rate), problems)
 

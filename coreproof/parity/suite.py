@@ -31,8 +31,10 @@ class Case:
     """Inputs for one stage and the tensors expected back.
 
     ``steps`` holds one mapping of inputs a prediction; all steps share one state. With one step
-    ``expected`` has the outputs' own shapes, with several a leading axis of ``len(steps)``.
-    ``sample_rate`` in Hz makes the audio metrics apply.
+    ``expected`` has the outputs' own shapes, with several a leading axis of ``compared``.
+    ``sample_rate`` in Hz makes the audio metrics apply. ``carry(inputs, outputs)`` gives what a
+    prediction hands to the next one, added to the next step's own inputs. The outputs of the first
+    ``warmup`` steps are not compared.
     """
 
     id: str
@@ -40,6 +42,13 @@ class Case:
     steps: Sequence[Arrays]
     expected: Arrays
     sample_rate: int | None = None
+    carry: Callable[[Arrays, Arrays], Arrays] | None = None
+    warmup: int = 0
+
+    @property
+    def compared(self) -> int:
+        """How many steps are compared."""
+        return len(self.steps) - self.warmup
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,7 @@ HUGE = (
         (_json('{"x": NaN}'), "in.json: not the JSON that is expected: NaN is not a finite number"),
         (_json("{"), "in.json: not the JSON that is expected"),
         (_bytes("x.npy", b""), "x.npy: not a readable numpy file"),
-        (_bytes("x.npy", HUGE), "x.npy: too large"),
+        (_bytes("x.npy", HUGE), "x.npy: not a readable numpy file (0 bytes for an array of float32[10000000000000])"),
         (_bytes("in.npz", b"PK\x03\x04 and no more"), "in.npz: not a readable numpy file"),
         (_broken_zip, "in.npz: unreadable array (Bad CRC-32"),
         (lambda folder: ["-i", f"{folder}/in.npz"], "in.npz does not exist"),

@@ -1,0 +1,164 @@
+"""The temporal body as plain torch, one frame at a time, written for ``torch.jit.trace``.
+
+Follows ``magenta_rt.jax.model`` (order of the layers) and ``sequence_layers.jax`` (RMS norm, attention
+with sinks, streaming cross-attention) of magenta-rt 2.0.3. In shapes, D is the width, H the heads,
+W the width of a head, S that of the source, and 41 the past frames an attention sees. Nothing in the
+model depends on a frame's position, so the order of the cached frames cannot matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from coreproof_exporters.mrt2.architecture import NORM_EPS, WINDOW, Config
+from coreproof_exporters.mrt2.contract import COLUMNS, HIDDEN_SCORE, STEP, cache_shape, stems
+
+
+class RmsNorm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt((x * x).mean(dim=-1, keepdim=True) + NORM_EPS) * self.weight
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.pre_norm = RmsNorm(width)
+        self.up = nn.Linear(width, inner)
+        self.down = nn.Linear(inner, width)
+        self.post_norm = RmsNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.post_norm(self.down(F.gelu(self.up(self.pre_norm(x)), approximate="tanh")))
+
+
+class Attention(nn.Module):
+    """One frame attends to a learned sink, the cached frames and itself.
+
+    ``forward(x, source, keys, values, bias)``: x (1, 1, D); source, what keys and values are projected
+    from, x's normed self when None; caches (1, 41, H, W); bias (1, 1, 1, 43), 0 or -1e4 a column.
+    Returns the sum with x, and this frame's key and value (1, 1, H, W).
+    """
+
+    def __init__(self, config: Config, inputs: int) -> None:
+        super().__init__()
+        width, heads, head_width = config["width"], config["heads"], config["head_width"]
+        self.pre_norm = RmsNorm(width)
+        self.query = nn.Linear(width, heads * head_width, bias=False)  # its scale is folded in
+        self.key = nn.Linear(inputs, heads * head_width, bias=False)
+        self.value = nn.Linear(inputs, heads * head_width, bias=False)
+        self.sink_key = nn.Parameter(torch.empty(1, 1, heads, head_width))
+        self.sink_value = nn.Parameter(torch.empty(1, 1, heads, head_width))
+        self.output = nn.Linear(heads * head_width, width, bias=False)
+        self.post_norm = RmsNorm(width)
+        self.row = (1, heads, 1, head_width)
+        self.frame = (1, 1, heads, head_width)
+        self.joined = (1, 1, heads * head_width)
+
+    def forward(
+        self, x: Tensor, source: Tensor | None, keys: Tensor, values: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        normed = self.pre_norm(x)
+        seen = normed if source is None else source
+        query = self.query(normed).reshape(self.row)
+        key = self.key(seen).reshape(self.frame)
+        value = self.value(seen).reshape(self.frame)
+        all_keys = torch.cat([self.sink_key, keys, key], dim=1)  # (1, 43, H, W)
+        all_values = torch.cat([self.sink_value, values, value], dim=1)
+        scores = torch.matmul(query, all_keys.permute(0, 2, 3, 1)) + bias  # (1, H, 1, 43)
+        context = torch.matmul(scores.softmax(dim=-1), all_values.permute(0, 2, 1, 3))  # (1, H, 1, W)
+        return x + self.post_norm(self.output(context.reshape(self.joined))), key, value
+
+
+class Layer(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.self = Attention(config, config["width"])
+        self.cross = Attention(config, config["source_width"])
+        self.ffn = FeedForward(config["width"], config["ffn"])
+
+    def forward(
+        self, x: Tensor, source: Tensor, caches: Sequence[Tensor], bias: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        x, self_key, self_value = self.self(x, None, caches[0], caches[1], bias)
+        x, cross_key, cross_value = self.cross(x, source, caches[2], caches[3], bias)
+        return self.ffn(x), [self_key, self_value, cross_key, cross_value]
+
+
+class TemporalCarry(nn.Module):
+    """One frame, without memory of its own: the host carries the caches.
+
+    ``temporal_inputs`` (1, 1, D), ``source_encoded`` (1, 1, S), ``cache_valid_bias`` (1, 1, 1, 43), then
+    four caches (1, 41, H, W) a layer -> ``temporal_outputs`` (1, 1, D) and the four updates (1, 1, H, W)
+    a layer that the host appends to its caches.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config["layers"]))
+
+    def forward(self, x: Tensor, source: Tensor, bias: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        updates: list[Tensor] = []
+        for index, layer in enumerate(self.layers):
+            x, new = layer(x, source, caches[4 * index : 4 * index + 4], bias)
+            updates += new
+        return (x, *updates)
+
+
+class TemporalStateful(nn.Module):
+    """One frame whose caches are states, chronological, the newest last.
+
+    ``temporal_inputs`` (1, 1, D), ``source_encoded`` (1, 1, S), ``cache_valid_bias`` (1, 1, 1, 43) ->
+    ``temporal_outputs`` (1, 1, D). Each of the ``*_cache`` states (1, 41, H, W) moves on by one frame,
+    so after n frames its last n slots are filled and the bias must show those.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config["layers"]))
+        self.names = stems(config)
+        shape = cache_shape(config)
+        for name in self.names:
+            self.register_buffer(name, torch.zeros(shape, device="cpu"), persistent=False)
+
+    def forward(self, x: Tensor, source: Tensor, bias: Tensor) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            names = self.names[4 * index : 4 * index + 4]
+            caches = [self.get_buffer(name) for name in names]
+            x, new = layer(x, source, caches, bias)
+            for cache, frame in zip(caches, new, strict=True):
+                self.keep(cache, frame)
+        return x
+
+    def keep(self, cache: Tensor, frame: Tensor) -> None:
+        cache[:] = torch.cat([cache[:, 1:], frame], dim=1)
+
+
+class TemporalPublished(TemporalStateful):
+    """The stateful graph behind the published signature: no bias input, the frames seen so far (up to
+    41) counted in one more state, ``step`` (1,)."""
+
+    step: Tensor
+    needed: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.register_buffer(STEP, torch.zeros(1, device="cpu"), persistent=False)
+        # How many frames must have been seen for a column to hold something.
+        needed = torch.arange(WINDOW + 1, -1, -1, dtype=torch.float32, device="cpu")
+        needed[0] = needed[-1] = 0.0  # the sink and the current frame
+        self.register_buffer("needed", needed.reshape(1, 1, 1, COLUMNS), persistent=False)
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:  # type: ignore[override]
+        missing = (self.needed - self.step).clamp(0.0, 1.0)
+        y = super().forward(x, source, missing * HIDDEN_SCORE)
+        # Both bounds, because an open one becomes an infinite constant.
+        self.step[:] = (self.step + 1.0).clamp(0.0, float(WINDOW))
+        return y

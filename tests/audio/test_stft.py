@@ -1,0 +1,59 @@
+"""The streaming inverse STFT against scipy's own dual window, and a signal that must come back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.signal import ShortTimeFFT
+from scipy.signal.windows import hann
+
+from coreproof.audio import stft
+from coreproof.audio.stft import InverseStft, dual_window
+from coreproof.errors import InputError
+
+STEP = 480
+
+
+def test_the_window_is_the_canonical_dual() -> None:
+    window = hann(2 * STEP, sym=False)
+    theirs = ShortTimeFFT(window, STEP, fs=48_000).dual_win
+    np.testing.assert_allclose(dual_window(STEP), theirs, atol=1e-12)
+    assert dual_window(STEP).max() == pytest.approx(1.2071, abs=1e-4)
+
+
+def rows_of(signal: np.ndarray) -> np.ndarray:
+    """(n, 480, 2 * channels): Hann frames at hop 480, without the Nyquist bin."""
+    frames = np.lib.stride_tricks.sliding_window_view(signal, 2 * STEP, axis=0)[::STEP]  # (n, channels, 960)
+    spectra = np.fft.rfft(frames * hann(2 * STEP, sym=False), axis=-1)[..., :-1].transpose(0, 2, 1)
+    return np.stack([spectra.real, spectra.imag], axis=-1).reshape(len(frames), STEP, -1).astype(np.float32)
+
+
+@pytest.fixture
+def tones() -> np.ndarray:
+    time = np.arange(STEP * 20) / 48_000
+    return np.stack([np.sin(2 * np.pi * 440 * time), np.cos(2 * np.pi * 1000 * time)], axis=1)
+
+
+def snr_db(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(20 * np.log10(np.linalg.norm(expected) / np.linalg.norm(actual - expected)))
+
+
+def test_a_signal_comes_back_in_chunks(tones: np.ndarray) -> None:
+    rows, inverse = rows_of(tones), InverseStft(STEP, 2)
+    audio = np.concatenate([inverse(part) for part in (rows[:1], rows[1:8], rows[8:8], rows[8:])])
+    assert audio.shape == (len(rows) * STEP, 2)
+    assert audio.dtype == np.float32
+    # The first hop has no frame before it to add.
+    assert snr_db(audio[STEP:], tones[STEP : len(audio)]) > 100
+
+
+def test_plain_hann_does_not_give_it_back(tones: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stft, "dual_window", lambda step: hann(2 * step, sym=False))
+    audio = InverseStft(STEP, 2)(rows_of(tones))
+    assert snr_db(audio[STEP:], tones[STEP : len(audio)]) < 15
+
+
+@pytest.mark.parametrize("shape", [(3, 480, 2), (3, 481, 4), (480, 4)])
+def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"expected \(n, 480, 4\)"):
+        InverseStft(STEP, 2)(np.zeros(shape, np.float32))
