@@ -82,16 +82,16 @@ def test_a_sample_repeats_and_holds_every_family() -> None:
     assert {m.family for m in mutation.sample(modules, 1, 0)} == {"few", "many"}
 
 
-def test_reasons_are_of_mutants_that_exist(tmp_path: Path) -> None:
+def test_reasons(tmp_path: Path) -> None:
     path = tmp_path / "reasons.toml"
-    entry = (
+    path.write_text(
         '[[reason]]\nwhy = "why not"\nmutants = [["few", "x = 0", "0", "1"], ["few", "x = 1", "1", "2", 0]]\n'
     )
-    path.write_text(entry)
+    listed = mutation.reasons(path)
     keys = [("few", "x = 0", "0", "1", 0), ("few", "x = 1", "1", "2", 0)]
-    assert mutation.reasons(path, _found("few", 2)) == dict.fromkeys(keys, "why not")
-    with pytest.raises(ValueError, match=r"does not exist: few \| x = 0 \| 0 \| 1 \| 0"):
-        mutation.reasons(path, _found("many", 2))
+    assert listed == dict.fromkeys(keys, "why not")
+    assert mutation.outdated(listed, _found("few", 2)) == []
+    assert mutation.outdated(listed, _found("few", 1)) == ["few | x = 1 | 1 | 2 | 0"]
 
 
 def test_the_committed_reasons_are_of_families_that_exist() -> None:
@@ -100,11 +100,12 @@ def test_the_committed_reasons_are_of_families_that_exist() -> None:
     assert {family for entry in listed for family, *_ in entry["mutants"]} <= set(mutation.families())
 
 
-def test_every_family_has_tests_of_its_own() -> None:
+def test_every_family_has_tests_of_its_own_and_of_no_other() -> None:
     for family in mutation.families():
         names = [Path(path).name for path in mutation.tests_of(family)]
         assert names[0].startswith(f"test_{family}")
-        assert set(mutation.SHARED) < set(names)
+        assert {"test_modes.py", "test_schema.py"} < set(names)
+        assert not any(f"test_{f}.py" in names for f in mutation.families() if f != family)
 
 
 def test_the_figures() -> None:
