@@ -56,12 +56,12 @@ bench: venv
 mutation: venv
 	$(BIN)/python benchmarks/mutation.py
 
-# Apple's own tests of coremltools, on the runtime: all 23,000, or one in 40 of every test function.
+# Apple's own tests of coremltools, on the runtime: all 23,000, or one in 20 of every test function.
 apple-suite: venv
 	$(BIN)/python tests/apple/suites.py
 
 apple-slice: venv
-	$(BIN)/python tests/apple/suites.py --slice 0/40
+	$(BIN)/python tests/apple/suites.py --slice 0/20
 
 clean:
 	rm -rf build $(VENV)

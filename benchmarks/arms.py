@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export_arms import EXPORT_ARMS, EXPORT_NEEDS
 from graph_arms import GRAPH_ARMS, GRAPH_NEEDS
 from timing import Predict, onnx_session, predictions, seconds
 
@@ -164,6 +165,7 @@ ARMS: Mapping[str, Callable[[Path], Mapping[str, Any]]] = {
     "torch eager": torch_eager,
     "onnxruntime": onnxruntime,
     **GRAPH_ARMS,
+    **EXPORT_ARMS,
     # Run once, untimed.
     "build": prepare_build,
     "onnx model": prepare_onnx,
@@ -174,6 +176,7 @@ NEEDS = {
     "mil typed": "build",
     "onnxruntime": "onnx model",
     **GRAPH_NEEDS,
+    **EXPORT_NEEDS,
 }
 
 

@@ -4,11 +4,26 @@ Every message says what was wrong, where (file, key, op, input), what was expect
 The command line prints them without a traceback; anything else that escapes is a bug in coreproof.
 """
 
+import re
+
+LONGEST_MESSAGE = 4000  # characters; what a hostile file says may be of any length
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
 
 class CoreproofError(Exception):
-    """Base of every deliberate error. ``exit_code`` is what the command line ends with."""
+    """Base of every deliberate error. ``exit_code`` is what the command line ends with.
+
+    The middle of a message of more than LONGEST_MESSAGE characters is left out, and control characters,
+    which could rewrite what a terminal shows, are escaped.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > LONGEST_MESSAGE:
+            half = LONGEST_MESSAGE // 2
+            message = f"{message[:half]} ... {message[-half:]}"
+        super().__init__(_UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), message))
 
 
 class UsageError(CoreproofError):

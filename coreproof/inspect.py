@@ -11,6 +11,7 @@ from coreproof.mil.families import FAMILY_OF
 from coreproof.mil.program import Function, Operation
 from coreproof.mil.types import DType, TensorType
 from coreproof.mil.weights import weights
+from coreproof.package.layout import list_files
 from coreproof.package.reader import Package, open_package
 
 
@@ -29,7 +30,7 @@ def inspect(path: Path) -> dict[str, Any]:
     }
     return {
         "specification_version": package.specification_version,
-        "bytes": sum(p.stat().st_size for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file()),
+        "bytes": sum((path / name).stat().st_size for name in (list_files(path) if path.is_dir() else [""])),
         "functions": {n: _function(package, f) for n, f in sorted(package.program.functions.items())},
         "weights": _weights(package),
         "metadata": {**{k: v for k, v in own.items() if v}, **dict(sorted(metadata.userDefined.items()))},

@@ -6,12 +6,16 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from coreproof.errors import PackageError
 from coreproof.files import read_bytes
+
+MAX_DEPTH = 64  # as many dimensions as an array may have
+_BYTES_A_VALUE = 32
 
 
 def canonical(obj: Any) -> bytes:
@@ -33,21 +37,28 @@ def json_number(x: float) -> float | str:
 
 
 def read_json(path: Path, max_bytes: int) -> Any:
-    """The value in the JSON file ``path``, of at most ``max_bytes`` bytes.
+    """The value in the JSON file ``path``, of at most ``max_bytes`` bytes, nested at most MAX_DEPTH deep
+    and with at most a value for every 32 bytes allowed, because a value takes much more memory than text.
 
-    Stricter than ``json.loads``: text must be UTF-8, a key may appear once an object, and NaN,
-    Infinity and numbers beyond a double are refused, because other readers disagree on what such
-    a file says. Raises PackageError naming the file.
+    Stricter than ``json.loads``: text must be UTF-8 and without halves of surrogate pairs, a key may
+    appear once an object, and NaN, Infinity and numbers beyond a double are refused, because other
+    readers disagree on what such a file says. Raises PackageError naming the file.
     """
     data = read_bytes(path, max_bytes)
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > max_bytes // _BYTES_A_VALUE:
+        raise PackageError(
+            f"{path}: more than {max_bytes // _BYTES_A_VALUE} values, too many for such a file"
+        )
     try:
-        return json.loads(
+        value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite
         )
+        _check(value)
     except RecursionError:
         raise PackageError(f"{path}: JSON nested too deeply") from None
     except ValueError as error:
         raise PackageError(f"{path}: not the JSON that is expected: {error}") from None
+    return value
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
@@ -92,6 +103,20 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"key {key!r} appears twice in one object")
         made[key] = value
     return made
+
+
+def _check(value: Any) -> None:
+    """Raise ValueError where ``value`` is nested too deeply or holds text that no file can."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        if not level:
+            return
+        for text in (text for text in level if isinstance(text, str) and not text.isascii()):
+            text.encode()
+        lists = [one for one in level if isinstance(one, list)]
+        objects = [one for one in level if isinstance(one, dict)]
+        level = [*chain.from_iterable(lists), *chain.from_iterable(chain(o, o.values()) for o in objects)]
+    raise ValueError(f"nested more than {MAX_DEPTH} deep")
 
 
 def _finite(text: str) -> float:

@@ -159,7 +159,10 @@ def test_a_build_that_only_claims_other_tools_is_no_match(streaming_fir: Made, c
     [
         ((), "the build is of 'streaming_fir', which is not shipped; pass --model with its recipe folder"),
         (("--model", "minilm"), "--model minilm is 'minilm', the build is of 'streaming_fir'"),
-        (("--model", "maxilm"), "no model named 'maxilm'; give one of minilm, or a folder with a recipe.py"),
+        (
+            ("--model", "maxilm"),
+            "no model named 'maxilm'; give one of minilm, mrt2, or a folder with a recipe.py",
+        ),
     ],
 )
 def test_the_model_must_be_the_builds(

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from coreproof.convert.checkpoint import Checkpoint
+from coreproof.convert.patches import lean
 from coreproof.convert.quiet import bars_into, coremltools
 from coreproof.convert.recipe import NUMPY, Precision, Stage, StateSpec, TensorSpec
-from coreproof.errors import ConversionError, CoreproofError
+from coreproof.errors import ConversionError
 from coreproof.mil.contract import Feature, read_contract
 from coreproof.package.reader import Package, open_package
 from coreproof.package.writer import write_canonical
@@ -26,51 +27,43 @@ def convert_stage(stage: Stage, checkpoint: Checkpoint, destination: Path, repor
     Stage asks for something that does not exist, when coremltools fails, or when the package's
     contract is not the Stage's.
     """
+    from coreproof.convert.tracing import trace
+
     ct = coremltools()
     _check_dtypes(stage)
     report("tracing", 0, 1)
-    traced = _trace(stage, checkpoint)
-    with bars_into(report):
-        try:
-            model = ct.convert(
-                traced,
-                inputs=[ct.TensorType(i.name, i.shape, _dtype(i)) for i in stage.inputs],
-                outputs=[ct.TensorType(o.name, dtype=_dtype(o)) for o in stage.outputs],
-                states=_states(ct, stage),
-                convert_to="mlprogram",
-                minimum_deployment_target=_target(ct, stage),
-                compute_precision=_precision(ct, stage.precision),
-                skip_model_load=True,
-            )
-        except (ValueError, TypeError, NotImplementedError, RuntimeError, AssertionError, KeyError) as error:
-            raise ConversionError(
-                f"stage {stage.name!r}: coremltools could not convert it: {error}"
-            ) from error
-    report("writing", 0, 1)
-    _describe(model._spec, stage)
-    source = open_package(Path(model.package_path))
-    write_canonical(model._spec, source.weights, destination)
+    traced = trace(stage, checkpoint)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with lean(destination.parent) as conversion:
+        with bars_into(report):
+            try:
+                model = ct.convert(
+                    traced,
+                    inputs=[ct.TensorType(i.name, i.shape, _dtype(i)) for i in stage.inputs],
+                    outputs=[ct.TensorType(o.name, dtype=_dtype(o)) for o in stage.outputs],
+                    states=_states(ct, stage),
+                    convert_to="mlprogram",
+                    minimum_deployment_target=_target(ct, stage),
+                    compute_precision=_precision(ct, stage.precision),
+                    skip_model_load=True,
+                )
+            except (
+                ValueError,
+                TypeError,
+                NotImplementedError,
+                RuntimeError,
+                AssertionError,
+                KeyError,
+            ) as error:
+                raise ConversionError(
+                    f"stage {stage.name!r}: coremltools could not convert it: {error}"
+                ) from error
+        report("writing", 0, 1)
+        _describe(model._spec, stage)
+        write_canonical(model._spec, conversion.weights, destination)
     package = open_package(destination)
     _check_contract(stage, package)
     return package
-
-
-def _trace(stage: Stage, checkpoint: Checkpoint) -> Any:
-    import torch
-
-    # fp16 inputs are traced in fp32: coremltools' own precision pass decides what becomes fp16.
-    dtypes = {"fp16": torch.float32, "fp32": torch.float32, "int32": torch.int32}
-    examples = tuple(torch.ones(i.shape, dtype=dtypes[i.dtype]) for i in stage.inputs)
-    try:
-        module = stage.module(checkpoint).eval()
-        with torch.no_grad():
-            return torch.jit.trace(module, examples, check_trace=False)
-    except CoreproofError:
-        raise
-    except Exception as error:  # a module is anyone's code
-        raise ConversionError(
-            f"stage {stage.name!r}: its module could not be traced: {type(error).__name__}: {error}"
-        ) from error
 
 
 def _check_dtypes(stage: Stage) -> None:

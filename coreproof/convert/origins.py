@@ -8,18 +8,21 @@ error instead of a silent change.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from itertools import permutations
 
 import numpy as np
 
 from coreproof.convert.checkpoint import Checkpoint
+from coreproof.convert.large import pieces, to_half
 from coreproof.convert.recipe import Stage
 from coreproof.errors import ConversionError
 from coreproof.mil.weights import weights
 from coreproof.package.manifest import WeightRecord
 from coreproof.package.reader import Package
+
+Rounding = Callable[[np.ndarray], np.ndarray]
 
 
 def weight_records(stage: Stage, checkpoint: Checkpoint, package: Package) -> tuple[WeightRecord, ...]:
@@ -27,13 +30,10 @@ def weight_records(stage: Stage, checkpoint: Checkpoint, package: Package) -> tu
 
     Raises ConversionError naming the weights that no checkpoint tensor explains.
     """
-    by_size: dict[int, list[str]] = {}
-    for name, tensor in sorted(checkpoint.tensors.items()):
-        by_size.setdefault(tensor.size, []).append(name)
+    tensors = _Tensors(checkpoint.tensors)
     records, unexplained = [], []
     for name, blob in weights(package.program):
-        array = package.weights.array(blob)
-        names, steps = _explain(array, [(n, checkpoint.tensors[n]) for n in by_size.get(array.size, [])])
+        names, steps = tensors.explain(package.weights.array(blob))
         if names:
             origins = [checkpoint.origins[n] for n in names]
             keys = tuple(dict.fromkeys(k for o in origins for k in o.keys))
@@ -55,23 +55,44 @@ def weight_records(stage: Stage, checkpoint: Checkpoint, package: Package) -> tu
     return tuple(records)
 
 
-def _explain(array: np.ndarray, candidates: list[tuple[str, np.ndarray]]) -> tuple[list[str], list[str]]:
-    """Names of the candidates that ``array`` equals bit for bit, and the steps that make them so."""
-    for step, rounded in _ROUNDINGS if array.dtype == np.float16 else [("", lambda t: t)]:
-        steps = [step] if step else []
-        equal = [n for n, tensor in candidates if _same(array, tensor.reshape(-1), rounded)]
-        if equal:
-            return equal, steps
-        for name, tensor in candidates:
-            for order in list(permutations(range(tensor.ndim)))[1:] if tensor.ndim <= 4 else []:
-                if _same(array, tensor.transpose(order).reshape(-1), rounded):
-                    return [name], [f"transposed {list(order)}", *steps]
-    return [], []
+class _Tensors:
+    """A checkpoint's tensors, to be found by what they hold."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
+        self._tensors = tensors
+        self._of_size: dict[int, list[str]] = {}
+        for name in sorted(tensors):
+            self._of_size.setdefault(tensors[name].size, []).append(name)
+        # How those of one size begin, made of one dtype in one way.
+        self._by_head: dict[tuple[int, np.dtype, str], dict[bytes, list[str]]] = {}
+
+    def explain(self, array: np.ndarray) -> tuple[list[str], list[str]]:
+        """Names of the tensors that ``array`` equals bit for bit, and the steps that make them so."""
+        head = _head(array, array.dtype, _unchanged)
+        for step, rounded in _ROUNDINGS if array.dtype == np.float16 else _AS_IT_IS:
+            steps = [step] if step else []
+            alike = self._beginnings(array, step, rounded).get(head, [])
+            if equal := [n for n in alike if _same(array, self._tensors[n], rounded)]:
+                return equal, steps
+            for name in self._of_size.get(array.size, []):
+                tensor = self._tensors[name]
+                for order in list(permutations(range(tensor.ndim)))[1:] if tensor.ndim <= 4 else []:
+                    turned = tensor.transpose(order)
+                    if _head(turned, array.dtype, rounded) == head and _same(array, turned, rounded):
+                        return [name], [f"transposed {list(order)}", *steps]
+        return [], []
+
+    def _beginnings(self, array: np.ndarray, step: str, rounded: Rounding) -> dict[bytes, list[str]]:
+        key = array.size, array.dtype, step
+        if key not in self._by_head:
+            heads = self._by_head[key] = {}
+            for name in self._of_size.get(array.size, []):
+                heads.setdefault(_head(self._tensors[name], array.dtype, rounded), []).append(name)
+        return self._by_head[key]
 
 
 def _nearest(tensor: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return tensor.astype(np.float16)
+    return to_half(tensor) if tensor.dtype == np.float32 else tensor.astype(np.float16)
 
 
 def _nearest_nonzero(tensor: np.ndarray) -> np.ndarray:
@@ -82,18 +103,25 @@ def _nearest_nonzero(tensor: np.ndarray) -> np.ndarray:
     return np.where((rounded == 0) & (tensor != 0), least, rounded)
 
 
-_ROUNDINGS: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
+def _unchanged(tensor: np.ndarray) -> np.ndarray:
+    return tensor
+
+
+_ROUNDINGS: tuple[tuple[str, Rounding], ...] = (
     ("rounded to float16", _nearest),
     ("rounded to float16 but never to zero", _nearest_nonzero),
 )
+_AS_IT_IS: tuple[tuple[str, Rounding], ...] = (("", _unchanged),)
 
 
-def _same(array: np.ndarray, tensor: np.ndarray, rounded: Callable[[np.ndarray], np.ndarray]) -> bool:
-    flat = array.reshape(-1)
-    return all(
-        np.array_equal(_bits(flat[part]), _bits(rounded(tensor[part]).astype(array.dtype, copy=False)))
-        for part in (slice(0, 64), slice(64, None))  # most candidates differ at once
-    )
+def _head(array: np.ndarray, dtype: np.dtype, rounded: Rounding) -> bytes:
+    """How ``array``, rounded, begins in C order."""
+    return rounded(array.flat[:64]).astype(dtype).tobytes()
+
+
+def _same(array: np.ndarray, tensor: np.ndarray, rounded: Rounding) -> bool:
+    both = zip(pieces(array), pieces(np.ascontiguousarray(tensor)), strict=True)
+    return all(np.array_equal(_bits(a), _bits(rounded(b).astype(a.dtype, copy=False))) for a, b in both)
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

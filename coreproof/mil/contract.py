@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from coreproof.errors import PackageError
+from coreproof.mil.from_proto import MAX_ELEMENTS, MAX_RANK
 
 _ARRAY_DTYPES = {65568: "float32", 65600: "float64", 65552: "float16", 131104: "int32", 131080: "int8"}
 _COLORS = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}
@@ -83,7 +85,22 @@ def default_function(description: Any) -> str:
 
 
 def _features(features: Iterable[Any]) -> tuple[Feature, ...]:
-    return tuple(_feature(f) for f in features)
+    return tuple(_checked(_feature(f)) for f in features)
+
+
+def _checked(feature: Feature) -> Feature:
+    """``feature``. Raises PackageError for sizes that no array has."""
+    for shape in (feature.shape, *feature.choices):
+        if (
+            len(shape) > MAX_RANK
+            or min(shape, default=0) < 0
+            or math.prod(size or 1 for size in shape) > MAX_ELEMENTS
+        ):
+            raise PackageError(
+                f"feature {feature.name!r} declares the shape {list(shape)}; expected at most {MAX_RANK} sizes from 0 "
+                f"on and {MAX_ELEMENTS} elements"
+            )
+    return feature
 
 
 def _feature(feature: Any) -> Feature:

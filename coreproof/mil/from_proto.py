@@ -28,9 +28,9 @@ from coreproof.mil.program import (
 from coreproof.mil.types import DictType, DType, ListType, StateType, TensorType, TupleType, ValueType
 
 MAX_OPERATIONS = 1_000_000
-MAX_BLOCK_DEPTH = 32
+MAX_BLOCK_DEPTH = 16  # Python, to which blocks are compiled, nests 20 loops at most
 MAX_RANK = 32
-MAX_ELEMENTS = 1 << 40
+MAX_ELEMENTS = 1 << 31  # of one value: 8 GiB as fp32. MIL itself counts and indexes with int32
 
 DTYPES = {
     1: DType.BOOL, 2: DType.STRING, 10: DType.FP16, 11: DType.FP32, 12: DType.FP64, 13: DType.BF16,
@@ -197,12 +197,11 @@ def _tensor_type(message: Any) -> TensorType:
     dtype = DTYPES.get(message.dataType)
     if dtype is None:
         raise PackageError(f"unknown data type {message.dataType}")
-    if message.rank < 0 or any(d.unknown.variadic for d in message.dimensions):
+    count = len(message.dimensions)
+    if count <= MAX_RANK and (message.rank < 0 or any(d.unknown.variadic for d in message.dimensions)):
         return TensorType(dtype, None)
-    if message.rank != len(message.dimensions) or message.rank > MAX_RANK:
-        raise PackageError(
-            f"rank {message.rank} with {len(message.dimensions)} dimensions (at most {MAX_RANK} are allowed)"
-        )
+    if message.rank != count or count > MAX_RANK:
+        raise PackageError(f"rank {message.rank} with {count} dimensions (at most {MAX_RANK} are allowed)")
     shape = tuple(_dimension(d) for d in message.dimensions)
     elements = 1
     for dim in shape:

@@ -234,7 +234,7 @@ class _Parser:
         lexer.expect(b",")
         shape = tuple(self._lexer.listed(b"[", b"]", self._dimension))
         elements = 1
-        for dim in shape:
+        for dim in shape[:MAX_RANK]:
             elements *= dim or 1
         if len(shape) > MAX_RANK or elements > MAX_ELEMENTS:
             lexer.fail(f"a tensor of more than {MAX_ELEMENTS} elements, or of rank over {MAX_RANK}")

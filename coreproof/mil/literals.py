@@ -17,6 +17,7 @@ from coreproof.mil.packing import pack
 from coreproof.mil.program import Blob, Immediate, Value
 from coreproof.mil.types import DictType, DType, ListType, TensorType, TupleType, ValueType
 
+_WRITTEN = (DType.STRING, DType.UINT64)
 _TRUTH = {b"true": 1, b"false": 0}
 _NOT_FINITE = {b"inf", b"+inf", b"-inf", b"nan", b"+nan", b"-nan"}
 
@@ -39,7 +40,8 @@ def read_literal(lexer: Lexer, type_: ValueType, read_value: Callable[[], Value]
 
 
 def _blob(lexer: Lexer, type_: ValueType, read_value: Callable[[], Value]) -> Blob:
-    if not isinstance(type_, TensorType) or type_.size is None:
+    # Path and offset are values too: were they to be had from a weight file, this would have no end.
+    if not isinstance(type_, TensorType) or type_.size is None or type_.dtype in _WRITTEN:
         lexer.fail(f"a value of type {type_} cannot be in a weight file")
     lexer.advance()
     lexer.expect(b"(")

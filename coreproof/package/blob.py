@@ -12,16 +12,17 @@ its metadata. Types smaller than a byte are packed from the lowest bit on.
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import struct
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,7 @@ _SENTINEL = 0xDEADBEEF
 _HEADER = struct.Struct("<II56x")
 _METADATA = struct.Struct("<IIQQQ32x")
 _CHUNK = 8 << 20
+HEAD = 256  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,22 @@ class BlobEntry:
     nbytes: int
     data_offset: int
     padding_bits: int
+
+
+class Source(Protocol):
+    """Where weights come from that a writer stores."""
+
+    def typed_entry(self, offset: int, type: TensorType) -> BlobEntry:
+        """The entry at ``offset``, which must hold exactly a tensor of ``type``."""
+
+    def head(self, entry: BlobEntry) -> bytes:
+        """The first HEAD stored bytes of ``entry``, or all of them when it has fewer."""
+
+    def digest(self, entry: BlobEntry) -> bytes:
+        """sha256 of the stored bytes of ``entry``."""
+
+    def chunks(self, entry: BlobEntry) -> Iterator[bytes | memoryview]:
+        """The stored bytes of ``entry`` in pieces; asked for once, and last."""
 
 
 class WeightFile:
@@ -142,6 +160,17 @@ class WeightFile:
             return flat
         return flat.reshape([dim for dim in type.shape if dim is not None])
 
+    def head(self, entry: BlobEntry) -> bytes:
+        """The first HEAD stored bytes of ``entry``, or all of them when it has fewer."""
+        return os.pread(self._descriptor, min(HEAD, entry.nbytes), entry.data_offset)
+
+    def digest(self, entry: BlobEntry) -> bytes:
+        """sha256 of the stored bytes of ``entry``."""
+        digest = hashlib.sha256()
+        for piece in self.chunks(entry):
+            digest.update(piece)
+        return digest.digest()
+
     def chunks(self, entry: BlobEntry) -> Iterator[bytes]:
         """The entry's stored bytes in pieces of at most 8 MiB, read without mapping them."""
         done = 0
@@ -211,7 +240,7 @@ class BlobWriter:
         pieces = (view[start : start + _CHUNK] for start in range(0, len(view), _CHUNK))
         return self._append(BlobEntry(dtype, len(view), 0, padding_bits), pieces)
 
-    def copy(self, source: WeightFile, entry: BlobEntry) -> int:
+    def copy(self, source: Source, entry: BlobEntry) -> int:
         """Append ``entry`` of ``source``, a piece at a time, and return its new offset."""
         return self._append(entry, source.chunks(entry))
 
@@ -234,7 +263,7 @@ class BlobWriter:
             with suppress(OSError):
                 self._stream.close()
 
-    def _append(self, entry: BlobEntry, pieces: Iterator[bytes] | Iterator[memoryview]) -> int:
+    def _append(self, entry: BlobEntry, pieces: Iterable[bytes | memoryview]) -> int:
         if entry.dtype not in CODES:
             raise CoreproofError(f"weight files cannot hold {entry.dtype} values; keep them in the program")
         end = self._stream.tell()

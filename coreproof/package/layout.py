@@ -9,6 +9,7 @@ import json
 import os
 import re
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ SPEC_PATH = f"{AUTHOR}/model.mlmodel"
 WEIGHTS_PATH = f"{AUTHOR}/weights"
 WEIGHT_FILE = "@model_path/weights/weight.bin"
 
+MAX_ENTRIES = 10_000
 _MAX_MANIFEST_BYTES = 1 << 20
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, AUTHOR)
@@ -134,19 +136,31 @@ def safe_join(folder: Path, relative: str) -> Path:
 def list_files(folder: Path) -> tuple[str, ...]:
     """Every file under ``folder``, as sorted paths with ``/``.
 
-    Raises PackageError for links and for what is neither file nor folder.
+    Raises PackageError for links, for what is neither file nor folder and for more than MAX_ENTRIES of both.
     """
-    found = []
-    for parent, folders, files in os.walk(folder, onerror=_unreadable):
-        for path in (Path(parent, name) for name in (*folders, *files)):
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise PackageError(f"{path}: neither file nor folder; a package holds nothing else")
-        found += [Path(parent, name).relative_to(folder).as_posix() for name in files]
+    found: list[str] = []
+    entered, folders = 0, [""]
+    while folders:
+        parent = folders.pop()
+        for entry in _entries(folder / parent):
+            entered += 1
+            if entered > MAX_ENTRIES:
+                raise PackageError(f"{folder}: more than {MAX_ENTRIES} files and folders")
+            if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+                raise PackageError(f"{entry.path}: neither file nor folder; a package holds nothing else")
+            if entry.is_dir():
+                folders.append(f"{parent}{entry.name}/")
+            else:
+                found.append(f"{parent}{entry.name}")
     return tuple(sorted(found))
 
 
-def _unreadable(error: OSError) -> None:
-    raise PackageError(f"{error.filename}: cannot be read: {error.strerror}")
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError as error:
+        raise PackageError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
 def _item(manifest: Path, identifier: str, entry: Any) -> Item:

@@ -22,8 +22,9 @@ from coreproof.errors import CoreproofError, PackageError
 from coreproof.files import read_bytes
 
 # ML programs keep their weights elsewhere: a gigabyte of weights comes with less than a megabyte of
-# spec. A parsed message can be many times as large as its bytes, so the limit is not larger.
-MAX_SPEC_BYTES = 256 << 20
+# spec. A parsed message can be 33 times as large as its bytes (empty operations, with upb), so the
+# limit is not larger.
+MAX_SPEC_BYTES = 64 << 20
 _PRIVATE = "_coreproof_coremltools_proto"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -90,9 +89,6 @@ class Weights:
     def record(self, name: str, blob: Blob, keys: tuple[str, ...], transform: str) -> WeightRecord:
         """``blob`` as ``coreproof.json`` lists it; sha256 is that of its stored bytes."""
         file, entry, type_ = self.file(blob.file), self.entry(blob), _tensor_type(blob)
-        digest = hashlib.sha256()
-        for piece in file.chunks(entry):
-            digest.update(piece)
         return WeightRecord(
             name=name,
             dtype=str(type_.dtype),
@@ -100,7 +96,7 @@ class Weights:
             file=relative_name(blob.file),
             offset=blob.offset,
             size=entry.nbytes,
-            sha256=digest.hexdigest(),
+            sha256=file.digest(entry).hex(),
             keys=keys,
             transform=transform,
         )

@@ -7,12 +7,11 @@ suffix of versions (``2.13.0+cpu``), which tells how a tool was built and not wh
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 
@@ -20,7 +19,7 @@ from coreproof.atomic import atomic_directory, require_space
 from coreproof.errors import PackageError
 from coreproof.mil.from_proto import read_type
 from coreproof.mil.types import TensorType
-from coreproof.package.blob import BlobEntry, BlobWriter, WeightFile
+from coreproof.package.blob import BlobEntry, BlobWriter, Source
 from coreproof.package.layout import (
     DATA,
     MANIFEST,
@@ -30,10 +29,16 @@ from coreproof.package.layout import (
     canonical_manifest,
 )
 from coreproof.package.proto import new_model
-from coreproof.package.reader import Weights
 
 _OWN_METADATA = "com.github.apple.coremltools."
 _LOCAL_SUFFIX = re.compile(r"((?:^|==)\d[^+\s]*)\+[0-9A-Za-z.\-_]+")
+
+
+class Weights(Protocol):
+    """What resolves the weight files that a program names."""
+
+    def file(self, name: str) -> Source:
+        """The weight file that the program calls ``name``."""
 
 
 def write_canonical(spec: Any, weights: Weights, destination: Path) -> None:
@@ -71,17 +76,23 @@ def _write_weights(stored: list[_Stored], folder: Path) -> list[int]:
         return [writer.copy(s.source, s.entry) for s in stored]
 
 
-@dataclass(frozen=True, slots=True)
 class _Stored:
-    source: WeightFile
-    entry: BlobEntry
+    """An entry to write, known from others by what it holds."""
+
+    def __init__(self, source: Source, entry: BlobEntry) -> None:
+        self.source, self.entry = source, entry
+        self.kind = (entry.dtype, entry.nbytes, entry.padding_bits, source.head(entry))
+
+    @cached_property
+    def digest(self) -> bytes:
+        return self.source.digest(self.entry)
 
 
 def _collect(model: Any, weights: Weights) -> tuple[list[_Stored], list[tuple[Any, int]]]:
     """The weights to store, in order, and for every value that refers to one, which it is."""
     stored: list[_Stored] = []
     by_place: dict[tuple[str, int], int] = {}
-    by_content: dict[tuple[object, ...], int] = {}
+    by_kind: dict[tuple[object, ...], list[int]] = {}
     references = []
     for value in _blob_values(model.mlProgram):
         name, offset = value.blobFileValue.fileName, value.blobFileValue.offset
@@ -91,20 +102,15 @@ def _collect(model: Any, weights: Weights) -> tuple[list[_Stored], list[tuple[An
         source = weights.file(name)
         entry = source.typed_entry(offset, type_)
         if (name, offset) not in by_place:
-            content = (entry.dtype, entry.nbytes, entry.padding_bits, _digest(source, entry))
-            if content not in by_content:
-                by_content[content] = len(stored)
-                stored.append(_Stored(source, entry))
-            by_place[name, offset] = by_content[content]
+            found = _Stored(source, entry)
+            alike = by_kind.setdefault(found.kind, [])
+            index = next((i for i in alike if stored[i].digest == found.digest), len(stored))
+            if index == len(stored):
+                stored.append(found)
+                alike.append(index)
+            by_place[name, offset] = index
         references.append((value, by_place[name, offset]))
     return stored, references
-
-
-def _digest(source: WeightFile, entry: BlobEntry) -> bytes:
-    digest = hashlib.sha256()
-    for piece in source.chunks(entry):
-        digest.update(piece)
-    return digest.digest()
 
 
 def _blob_values(message: Any) -> Iterator[Any]:

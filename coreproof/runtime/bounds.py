@@ -21,6 +21,9 @@ from torch import Tensor
 from coreproof.errors import ExecutionError
 from coreproof.mil.from_proto import MAX_ELEMENTS
 
+MAX_FOLDED = 1 << 28
+"""Elements that computing with constants may add when a model is opened: 1 GiB as fp32. Weights that are
+unpacked do not count, nor what is computed from them: it is made at the first prediction."""
 MAX_LENGTH = 1 << 24
 """Elements of a list."""
 
@@ -64,8 +67,9 @@ def resized(x: Tensor, dim: int, size: int) -> None:
 def padded(x: Tensor, pads: Sequence[int], channels: int = 0) -> None:
     """Raise ExecutionError when ``x`` with ``pads``, (before, after) for its last dimensions in their order,
     would be too large; with ``channels``, also what a convolution to so many may give."""
-    kept = list(x.shape[: x.dim() - len(pads) // 2])
-    grown = [s + b + a for s, b, a in zip(x.shape[len(kept) :], pads[::2], pads[1::2], strict=True)]
+    pairs = list(zip(pads[::2], pads[1::2], strict=True))
+    kept = list(x.shape[: x.dim() - len(pairs)])
+    grown = [size + sum(pair) for size, pair in zip(x.shape[len(kept) :], pairs, strict=True)]
     if channels:
         kept[1] = max(kept[1], channels)
     within((*kept, *grown))

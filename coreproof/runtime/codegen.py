@@ -7,16 +7,18 @@ also reports each op with its results and inputs, which is how a single op is wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from coreproof.errors import CoreproofError, PackageError, UnsupportedOpError
+from coreproof.errors import CoreproofError, ExecutionError, PackageError, UnsupportedOpError
+from coreproof.mil.families import FAMILIES
 from coreproof.mil.program import Binding, Blob, Block, Function, NamedType, Operation
 from coreproof.mil.types import DType, TensorType
+from coreproof.runtime.bounds import MAX_FOLDED, limited, within
 from coreproof.runtime.constants import Known, Lazy, static
 from coreproof.runtime.control import CONTROL
 from coreproof.runtime.emission import Emission, Hook, Value, Var, locals_of, packed
@@ -28,7 +30,15 @@ from coreproof.runtime.reuse import Reuse, in_place, own_memory
 MODES = ("typed", "fp32", "fp16acc")
 
 # What torch and the ops raise on arguments that do not fit together.
-OP_FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+OP_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 _KEPT = 4 << 20  # bytes; untouched, so it never counts as used
 
@@ -114,7 +124,7 @@ def _compile(emission: Emission, operation: Operation) -> None:
     emission.where = where
     try:
         if operation.type == "const":
-            emission.env[operation.outputs[0].name] = emission.constant(operation.attributes["val"])
+            _constant(emission, operation)
         elif operation.type in CONTROL:
             CONTROL[operation.type](emission, operation, _block)
         else:
@@ -126,6 +136,17 @@ def _compile(emission: Emission, operation: Operation) -> None:
                 _emit(emission, operation, definition, arguments)
     except CoreproofError as error:
         raise type(error)(str(error) if str(error).startswith("function ") else f"{where}: {error}") from None
+    except OP_FAILURES as error:
+        raise PackageError(f"{where}: its arguments or results are not as they should be: {error}") from error
+
+
+def _constant(emission: Emission, operation: Operation) -> None:
+    value = operation.attributes.get("val")
+    if value is None or len(operation.outputs) != 1:
+        raise PackageError(
+            f"a const of {len(operation.outputs)} results {'with' if value else 'without'} a val"
+        )
+    emission.env[operation.outputs[0].name] = emission.constant(value)
 
 
 def _arguments(emission: Emission, operation: Operation, definition: OpDef) -> Arguments:
@@ -173,19 +194,24 @@ def _fold(emission: Emission, operation: Operation, definition: OpDef, arguments
         return emission.namespace[argument.slot] if isinstance(argument, Lazy) else argument.data  # type: ignore[union-attr]
 
     def evaluate() -> tuple[Any, ...]:
-        given = {
-            n: _python(definition.params[n], [value(a) for a in group]) for n, group in arguments.items()
-        }
-        positional, named = call_order(definition, given)
+        values = {n: [value(a) for a in group] for n, group in arguments.items()}
         try:
+            if operation.type in FAMILIES["elementwise_binary"]:  # they do not ask themselves
+                within(torch.broadcast_shapes(*(a.shape for group in values.values() for a in group)))
+            given = {n: _python(definition.params[n], group) for n, group in values.items()}
+            positional, named = call_order(definition, given)
             result = definition.fn(*positional, **named, **keywords)
-        except OP_FAILURES as error:
+            results = result if len(rounds) > 1 else (result,)
+            return tuple(round_half(r) if half else r for r, half in zip(results, rounds, strict=True))
+        except (ExecutionError, *OP_FAILURES) as error:
             raise PackageError(f"{where} failed on constants: {error}") from error
-        results = result if len(rounds) > 1 else (result,)
-        return tuple(round_half(r) if half else r for r, half in zip(results, rounds, strict=True))
 
     if not any(isinstance(a, Lazy) for group in arguments.values() for a in group):
-        for output, known in zip(operation.outputs, evaluate(), strict=True):
+        with limited(MAX_FOLDED - emission.folded):
+            results = evaluate()
+        inputs = [value(a) for group in arguments.values() for a in group]
+        emission.folded += max(0, _numel(results) - _numel(inputs))
+        for output, known in zip(operation.outputs, results, strict=True):
             emission.env[output.name] = Known(known)
         return
     whole = Lazy(emission.bind("w", None), evaluate)
@@ -194,6 +220,10 @@ def _fold(emission: Emission, operation: Operation, definition: OpDef, arguments
         part = Lazy(emission.bind("w", None), lambda index=index: emission.namespace[whole.slot][index])  # type: ignore[misc]
         emission.lazy.append(part)
         emission.env[output.name] = part
+
+
+def _numel(values: Iterable[Any]) -> int:
+    return sum(v.numel() for v in values if isinstance(v, torch.Tensor))
 
 
 def _python(param: Param, values: list[Any]) -> Any:

@@ -85,9 +85,7 @@ def as_torch(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def weight(
-    blob: Blob, read: Callable[[Blob], np.ndarray], release: Callable[[Blob], None]
-) -> torch.Tensor:
+def weight(blob: Blob, read: Callable[[Blob], np.ndarray], release: Callable[[Blob], None]) -> torch.Tensor:
     """The blob's tensor in its container dtype; ``release`` is called when that is a copy of what was
     read. Raises PackageError for one that is no tensor."""
     if not isinstance(blob.type, TensorType):

@@ -33,7 +33,7 @@ Value = Known | Lazy | Var
 @dataclass(slots=True)
 class Emission:
     """``env`` maps MIL names to values, ``namespace`` the generated code's globals to objects.
-    ``where`` is the op under way, for messages."""
+    ``where`` is the op under way, for messages; ``folded`` counts the elements that folding has added."""
 
     function: str
     opset: str
@@ -43,6 +43,7 @@ class Emission:
     hook: Hook | None
     reuse: Reuse
     where: str = ""
+    folded: int = 0
     env: dict[str, Value] = field(default_factory=dict)
     namespace: dict[str, Any] = field(default_factory=dict)
     lazy: list[Lazy] = field(default_factory=list)

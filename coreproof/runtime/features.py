@@ -18,7 +18,8 @@ from coreproof.mil.types import TensorType
 from coreproof.runtime.constants import to_tensor
 
 INPUT_KINDS = ("multiArray", "image")
-OUTPUT_KINDS = ("multiArray", "image", "string", "int64", "dictionary")
+_RESULTS = {"multiArray": Tensor, "image": Tensor, "string": str, "int64": int, "dictionary": dict}
+OUTPUT_KINDS = tuple(_RESULTS)
 
 
 def required(feature: Feature) -> bool:
@@ -65,14 +66,17 @@ def returned(feature: Feature, value: Any) -> Any:
     classifier its label as str or int and the probabilities as a dict.
 
     Image values are clamped to 0..255 and rounded to nearest even; NaN becomes 0. Raises
-    ExecutionError for a shape other than the contract's.
+    ExecutionError for a value of another kind or shape than the contract's.
     """
+    kinds: Any = _RESULTS[feature.kind]
+    if not isinstance(value, kinds):
+        raise ExecutionError(
+            f"output {feature.name!r} came out as a {type(value).__name__}, the contract says {feature.kind}"
+        )
     if feature.kind == "dictionary":
         return dict(value)
-    if feature.kind == "string":
-        return str(value)
-    if feature.kind == "int64":
-        return int(value)
+    if feature.kind in ("string", "int64"):
+        return value
     array = _pixels(feature, value) if feature.kind == "image" else _array(feature, value)
     if feature.shape and not feature.choices and not feature.ranges and array.shape != feature.shape:
         raise ExecutionError(

@@ -86,8 +86,12 @@ class Model:
         self._ready = False
 
     def _check_features(self) -> None:
-        declared = {f.name for f in (*self.contract.inputs, *self.contract.states)}
-        unfed = [f.name for f in self._compiled.inputs if f.name not in declared]
+        inputs, states = ({f.name for f in fs} for fs in (self.contract.inputs, self.contract.states))
+        unfed = [
+            i.name
+            for i in self._compiled.inputs
+            if i.name not in (inputs if isinstance(i.type, TensorType) else states)
+        ]
         unmade = [f.name for f in self.contract.outputs if f.name not in self._compiled.outputs]
         if unfed or unmade:
             raise PackageError(
@@ -139,7 +143,13 @@ class Model:
     def _argument(self, feature: Feature, inputs: Mapping[str, Any], kind: TensorType) -> torch.Tensor:
         array = given(feature, inputs[feature.name]) if feature.name in inputs else default(feature)
         # A program may keep its input in a state, where the caller's later writes must not reach it.
-        return argument(feature, array.copy() if self.contract.states else array, kind).to(self.device)
+        array = array.copy() if self.contract.states else array
+        try:
+            return argument(feature, array, kind).to(self.device)
+        except OP_FAILURES as error:
+            raise ExecutionError(
+                f"input {feature.name!r} of shape {list(array.shape)} is no {kind}, which the program takes: {error}"
+            ) from error
 
     def _run(self, arguments: list[Any]) -> tuple[Any, ...]:
         with torch.inference_mode():

@@ -141,6 +141,7 @@ def _convolve_transpose(
         return torch.convolution(x, weight, bias, strides, before, dilations, True, extra, groups)
     none = (0,) * len(strides)
     full = torch.convolution(x, weight, None, strides, none, dilations, True, none, groups)
+    padded(full, [-side for side in pads])
     return _add_bias(F.pad(full, [-side for side in flip_pairs(pads)]), bias)
 
 

@@ -65,8 +65,14 @@ def test_wrong_use_ends_with_2(arguments: tuple[str, ...], cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("export", "maxilm"), "no model named 'maxilm'; give one of minilm, mrt2, or a folder with a recipe.py"),
-        (("export", "."), ".: no recipe.py in that folder; give one of minilm, mrt2, or a folder with a recipe.py"),
+        (
+            ("export", "maxilm"),
+            "no model named 'maxilm'; give one of minilm, mrt2, or a folder with a recipe.py",
+        ),
+        (
+            ("export", "."),
+            ".: no recipe.py in that folder; give one of minilm, mrt2, or a folder with a recipe.py",
+        ),
         (("synth", "minilm", "--size", "medium"), "--size medium: choose small or full"),
         (("validate", "."), ".: not a coreproof build, it has no coreproof.json"),
     ],

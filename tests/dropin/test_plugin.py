@@ -164,7 +164,7 @@ def test_without_the_option_nothing_is_seeded_or_judged(run: Callable[..., Any],
 
 _CASES = """
 import pytest
-@pytest.mark.parametrize("value", [object() for _ in range(6)])
+@pytest.mark.parametrize("value", [*[object() for _ in range(5)], "two\\nlines\\t of text"])
 def test_cases(value): pass
 """
 _IDS = "def pytest_make_parametrize_id(config, val, argname): return f'{argname}={val}'"
@@ -180,12 +180,15 @@ def test_ids_are_the_same_in_every_run_and_slices_deal_them_out(
         result = run("--coreproof", "--collect-only", "-q", *options)
         found.append([line for line in result.outlines if "::" in line])
     assert found[0] == found[1]
+    assert len(found[0]) == 6
     assert not [node for node in found[0] if "0x" in node]
+    assert found[0][5] == "test_cases.py::test_cases[value=two lines of text]"
     assert [len(nodes) for nodes in found[2:]] == [3, 3]
     assert sorted(found[2] + found[3]) == sorted(found[0])
 
 
 _MODELS = """
+import gc
 import coremltools as ct
 import numpy as np
 from coremltools.converters.mil import Builder as mb
@@ -204,6 +207,9 @@ def test_refused():
     next(o for o in block.operations if o.type == "relu").type = "no_such_op"
     ct.models.MLModel(spec, weights_dir=model.weights_dir)
 
+def test_what_was_collected_is_no_garbage_collectors_business():
+    assert gc.get_freeze_count() > 100_000
+
 def test_neural_network():
     program = mb.program(input_specs=[mb.TensorSpec((2,))])(lambda x: mb.relu(x=x))
     ct.convert(program, convert_to="neuralnetwork")
@@ -215,9 +221,98 @@ def test_models_run_in_workers_and_one_that_cannot_load_fails_its_test(pytester:
     result = pytester.runpytest_subprocess(
         "-p", "no:cacheprovider", "--coreproof", "--coreproof-record=out.txt", "-n", "2"
     )
-    result.assert_outcomes(passed=2, failed=1)
+    result.assert_outcomes(passed=3, failed=1)
     (line,) = Path("out.txt").read_text().splitlines()
     assert line.startswith(
         "test_models.py::test_refused\tfailed\tRuntimeWarning: You will not be able to run predict"
     )
     assert "op 'no_such_op'" in line
+
+
+_UNCOLLECTED = "import no_such_package_anywhere\ndef test(): pass\n"
+
+
+def test_a_file_that_cannot_be_collected_is_an_outcome(run: Callable[..., Any], pytester: pytest.Pytester):
+    pytester.makepyfile(test_mixed=_MIXED, test_uncollected=_UNCOLLECTED)
+    options = ["--coreproof", "--continue-on-collection-errors"]
+    assert run(*options, "--coreproof-record=out.txt").ret == pytest.ExitCode.TESTS_FAILED
+    line = "test_uncollected.py\terror\tModuleNotFoundError: No module named 'no_such_package_anywhere'"
+    assert Path("out.txt").read_text().splitlines() == [*_OUTCOMES, line]
+    assert run(*options, "--coreproof-outcomes=out.txt").ret == pytest.ExitCode.OK
+    Path("out.txt").write_text("\n".join(_OUTCOMES))
+    result = run(*options, "--coreproof-outcomes=out.txt")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert [text for text in result.outlines if text[:2] in ("- ", "+ ")] == [f"+ {line}"]
+
+
+_COMPARED = """
+import shutil
+import coremltools as ct
+import numpy as np
+import pytest
+from coremltools.converters.mil import Builder as mb
+from coremltools.converters.mil.testing_utils import compare_backend
+
+X = np.array([-1.0, 2.0])
+
+@pytest.fixture(scope="module")
+def model():
+    def convert(precision):
+        program = mb.program(input_specs=[mb.TensorSpec((2,))])(lambda x: mb.relu(x=x, name="out"))
+        return ct.convert(program, convert_to="mlprogram", compute_precision=precision)
+    return convert
+
+def test_near(model):
+    half = model(ct.precision.FLOAT16)
+    compare_backend(half, {"x": X}, {"out": np.array([0, 2.0])}, dtype="fp16")
+    compare_backend(half, {"x": X}, {"out": np.array([0, 2 + 3 / 512])}, dtype="fp16")
+
+def test_within_the_suite_only(model):
+    compare_backend(model(ct.precision.FLOAT16), {"x": X}, {"out": np.array([0.25, 2])}, dtype="fp16")
+
+def test_compares_otherwise(model):
+    assert model(ct.precision.FLOAT32).predict({"x": X})["out"].tolist() == [0, 2]
+
+def test_single(model):
+    single = model(ct.precision.FLOAT32)
+    shutil.rmtree(single.package_path)
+    np.testing.assert_allclose([2.0, 0], single.predict({"x": X})["out"][::-1])
+
+def test_makes_no_model(): np.testing.assert_allclose(1, 2, rtol=9)
+"""
+
+
+def test_predictions_are_held_to_a_tight_tolerance_that_fails_nothing(
+    run: Callable[..., Any], pytester: pytest.Pytester
+):
+    pytester.makepyfile(test_compared=_COMPARED)
+    result = run("--coreproof", "--coreproof-tight", "--coreproof-report=out.json")
+    result.assert_outcomes(passed=5)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(
+        [
+            "fp16: 1 of 3 comparisons (33.33%) are further off than 0.002 + 0.002 x |expected|",
+            "fp32: 0 of 1 comparisons (0.00%) are further off than 1.9e-06 + 1.9e-06 x |expected|",
+            "*102 x,*1 of*1 cases  test_compared.py::test_within_the_suite_only",
+        ],
+        consecutive=True,
+    )
+    seen = {
+        node.partition("::")[2]: (case["models"], case["predictions"], case["compared"])
+        for node, case in json.loads(Path("out.json").read_text()).items()
+    }
+    assert seen == {
+        "test_near": (1, 2, {"fp16": [0, pytest.approx(3 / (3 + 3 / 512))]}),
+        "test_within_the_suite_only": (1, 1, {"fp16": [pytest.approx(102.4)]}),
+        "test_compares_otherwise": (1, 1, {}),
+        "test_single": (1, 1, {"fp32": [0]}),
+        "test_makes_no_model": (0, 0, {}),
+    }
+
+
+def test_a_run_that_judges_no_prediction_fails(run: Callable[..., Any], pytester: pytest.Pytester):
+    pytester.makepyfile(test_compared=_COMPARED)
+    result = run("--coreproof", "--coreproof-tight", "-k", "otherwise or no_model")
+    result.assert_outcomes(passed=2, deselected=3)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["1 cases predicted, and none of them compared a prediction through *"])

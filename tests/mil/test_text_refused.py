@@ -48,10 +48,10 @@ from coreproof.mil.from_text import parse_program, read_text
         (wrap("tensor<fp16, [-1]> y = relu(x = x);"), "expected a size before this, found '-1'"),
         (wrap("tensor<fp16, [1.5]> y = relu(x = x);"), "expected a size before this, found '1.5'"),
         (wrap("tensor<fp16, [x]> y = relu(x = x);"), "expected a size or '?', found name 'x'"),
-        (wrap(f"tensor<fp16, [{2**40}, 2]> y = relu(x = x);"), "more than 1099511627776 elements"),
-        (wrap(f"tensor<fp16, [0, {2**40}, {2**40}]> y = relu(x = x);"), "more than 1099511627776 elements"),
-        (wrap(f"tensor<fp16, [0, {2**63}]> y = relu(x = x);"), "a size of more than 1099511627776"),
-        (wrap(f"list<fp16, {10**30}> y = relu(x = x);"), "a size of more than 1099511627776"),
+        (wrap(f"tensor<fp16, [{2**31}, 2]> y = relu(x = x);"), "more than 2147483648 elements"),
+        (wrap(f"tensor<fp16, [0, {2**31}, {2**31}]> y = relu(x = x);"), "more than 2147483648 elements"),
+        (wrap(f"tensor<fp16, [0, {2**63}]> y = relu(x = x);"), "a size of more than 2147483648"),
+        (wrap(f"list<fp16, {10**30}> y = relu(x = x);"), "a size of more than 2147483648"),
         (wrap(f"tensor<fp16, [{', '.join('1' * 33)}]> y = relu(x = x);"), "or of rank over 32"),
         (wrap("state<string> y, state<list<string, 1>> z = f();"), "a state of list<string[], 1>, expected a tensor"),
         (wrap("a(x = x)[name = x];"), "expected a type before this, found 'x'"),
@@ -141,7 +141,7 @@ def test_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for _ in range(from_text.MAX_BLOCK_DEPTH):
         nested = f"f() () {{ {nested} }} -> ();"
     main(wrap(nested))
-    with pytest.raises(PackageError, match="blocks nested more than 32 deep"):
+    with pytest.raises(PackageError, match="blocks nested more than 16 deep"):
         main(wrap(f"f() () {{ {nested} }} -> ();"))
     monkeypatch.setattr(from_text, "MAX_OPERATIONS", 2)
     main(wrap("f(); g();"))

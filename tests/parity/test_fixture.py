@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coreproof import arrays
 from coreproof.errors import CoreproofError, FixtureError
 from coreproof.parity import fixture
 from coreproof.parity.suite import Reference
@@ -160,6 +161,6 @@ def test_a_tampered_or_damaged_one_is_refused(
 
 
 def test_one_that_unpacks_to_too_much_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fixture, "_MAX_BYTES", 100)
+    monkeypatch.setattr(arrays, "MAX_UNPACKED", 100)
     with pytest.raises(FixtureError, match=r"unpacks to .* bytes, the limit is 100"):
         fixture.load(folder, "toy", DIGEST)

@@ -104,9 +104,9 @@ def conv_transpose(
         wanted = [size * stride for size, stride in zip(x.shape[2:], strides, strict=True)]
     else:
         wanted = None
-    cuts = _cuts(full, wanted, pad_type, pad)
-    within((x.shape[0], weight.shape[1] * groups, *(f - b - a for f, b, a in zip(full, cuts[::2], cuts[1::2], strict=True))))
-    return num.convolve_transpose(x, weight, bias, strides, cuts, dilations, groups)
+    return num.convolve_transpose(
+        x, weight, bias, strides, _cuts(full, wanted, pad_type, pad), dilations, groups
+    )
 
 
 def _cuts(full: Sequence[int], wanted: Sequence[int] | None, pad_type: str, pad: Ints | None) -> Ints:

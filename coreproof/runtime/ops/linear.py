@@ -62,7 +62,6 @@ def einsum(values: Tensors, equation: str, *, num: Numerics) -> Tensor:
     Raises UnsupportedOpError for another equation.
     """
     x, y = values
-    multiplied(x.transpose(-3, -2), y.transpose(-3, -2))
     left, _, rest = equation.replace(" ", "").partition(",")
     right, _, result = rest.partition("->")
     batch, c, h, w = left[:-3], left[-3:-2], left[-2:-1], left[-1:]
@@ -70,6 +69,7 @@ def einsum(values: Tensors, equation: str, *, num: Numerics) -> Tensor:
         raise UnsupportedOpError(
             f"einsum {equation!r} is not of the form 'nchw,nwhu->nchu' or 'chw,whr->chr'"
         )
+    multiplied(x.transpose(-3, -2), y.transpose(-3, -2))
     if num.wide:
         return torch.einsum(equation, x, y)
     return num.matmul(x.transpose(-3, -2), y.transpose(-3, -2)).transpose(-3, -2)

@@ -15,7 +15,6 @@ from coreproof.runtime.numerics import Numerics, Tensors, flip_pairs, held
 from coreproof.runtime.registry import Ints, op
 
 
-
 @op("identity", moves=True)
 def identity(x: Tensor) -> Tensor:
     return x
