@@ -97,7 +97,7 @@ class Halves:
         require_space(self._folder, 2 * array.size)
         end = self._end
         for piece in pieces(array):
-            half: Any = memoryview(to_half(piece).view(np.uint8))
+            half = to_half(piece).view(np.uint8).data
             end = _write(self._file.fileno(), half[:_BEGINNING], end)
             end = _write(self._file.fileno(), half[_BEGINNING:], end)
         mapped = mmap.mmap(self._file.fileno(), 2 * array.size, access=mmap.ACCESS_COPY, offset=self._end)
