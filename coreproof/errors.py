@@ -10,11 +10,16 @@ LONGEST_MESSAGE = 4000  # characters; what a hostile file says may be of any len
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
+def printable(text: str) -> str:
+    """``text`` with what a terminal would obey, and what no file can hold, written as escapes."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 class CoreproofError(Exception):
     """Base of every deliberate error. ``exit_code`` is what the command line ends with.
 
-    The middle of a message of more than LONGEST_MESSAGE characters is left out, and control characters,
-    which could rewrite what a terminal shows, are escaped.
+    The middle of a message of more than LONGEST_MESSAGE characters is left out, and what is not printable
+    is escaped.
     """
 
     exit_code = 2
@@ -23,7 +28,7 @@ class CoreproofError(Exception):
         if len(message) > LONGEST_MESSAGE:
             half = LONGEST_MESSAGE // 2
             message = f"{message[:half]} ... {message[-half:]}"
-        super().__init__(_UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), message))
+        super().__init__(printable(message))
 
 
 class UsageError(CoreproofError):

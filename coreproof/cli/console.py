@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from coreproof.errors import CoreproofError
+from coreproof.errors import CoreproofError, printable
 
 if TYPE_CHECKING:
     from coreproof.blame import Suspect
@@ -43,8 +43,8 @@ def progress() -> Iterator[Report]:
 
 def say(text: str, head: str = "", style: str = "") -> None:
     """Print one line, begun by ``head`` in ``style``; never folded, so that a path in it can be copied."""
-    out.print(head, style=style, end="")
-    out.print(text, soft_wrap=True)
+    out.print(printable(head), style=style, end="")
+    out.print(printable(text), soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
@@ -55,7 +55,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
             column.removesuffix(">"), justify="right" if column.endswith(">") else "left", overflow="fold"
         )
     for row in rows:
-        view.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
+        view.add_row(*(cell if isinstance(cell, Text) else printable(str(cell)) for cell in row))
     out.print(view)
 
 

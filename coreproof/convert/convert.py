@@ -33,8 +33,7 @@ def convert_stage(stage: Stage, checkpoint: Checkpoint, destination: Path, repor
     _check_dtypes(stage)
     report("tracing", 0, 1)
     traced = trace(stage, checkpoint)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with lean(destination.parent) as conversion:
+    with lean(next(p for p in destination.absolute().parents if p.is_dir())) as conversion:
         with bars_into(report):
             try:
                 model = ct.convert(

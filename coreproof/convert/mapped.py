@@ -43,6 +43,8 @@ def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
             )
         dtype = np.dtype(_DTYPES[name])
         end = start + dtype.itemsize * math.prod(shape)
+        if end > data.size:
+            raise CheckpointError(f"{path} became shorter while it was read; download it again")
         tensors[key] = data[start:end].view(np.ndarray).view(dtype).reshape(shape)
         start = end
     return tensors

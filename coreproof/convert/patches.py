@@ -171,13 +171,12 @@ def _torch(original: Any, conversion: Conversion) -> Any:
             return getattr(original, name)
 
         def equal(self, one: Any, other: Any) -> bool:
-            if one is not other and one.data_ptr() != other.data_ptr():
-                return bool(original.equal(one, other))
-            same = one.dtype == other.dtype == original.float32 and one.stride() == other.stride()
-            array: Any = one.detach().numpy() if same and one.shape == other.shape else None
-            if not is_large(array):
-                return bool(original.equal(one, other))
-            return not np.isnan(conversion.extremes(array)[0])
+            places = {(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (one, other)}
+            if len(places) == 1 and one.dtype is original.float32:
+                array = one.detach().numpy()
+                if is_large(array):
+                    return not np.isnan(conversion.extremes(array)[0])
+            return bool(original.equal(one, other))
 
     return Torch()
 

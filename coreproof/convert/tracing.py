@@ -24,8 +24,7 @@ from coreproof.errors import ConversionError, CoreproofError
 
 _META = torch.device("meta")
 # What tells a tensor without data from one on the CPU.
-_ASKED: tuple[Any, ...] = (Tensor.device, Tensor.is_cpu, Tensor.is_meta)
-_TELLTALES = {p.__get__ for p in _ASKED} | {Tensor.type}
+_TELLTALES = {Tensor.type, *(getattr(Tensor, name).__get__ for name in ("device", "is_cpu", "is_meta"))}
 
 
 class _NeedsData(Exception):

@@ -97,7 +97,7 @@ def compile_function(
     returned = [emission.expression(v) for v in _block(emission, function.block)]
     body, lines = layout(emission.lines, arguments, set(returned))
     source = f"def run({', '.join(arguments)}):\n{body}    return {packed(returned)}\n"
-    exec(compile(source, f"<mil {function.name}>", "exec"), emission.namespace)
+    exec(compile(source, f"<mil {function.name!r}>", "exec"), emission.namespace)
     return Compiled(
         source,
         emission.namespace,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from coreproof.convert.checkpoint import Checkpoint, FileDigest, Origin
+from coreproof.convert.mapped import is_finite, read_safetensors
 from coreproof.convert.recipe import Published
 from coreproof.errors import CheckpointError
 
@@ -171,21 +170,14 @@ def _weights(
     path: Path, expected: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The tensors named in ``expected``, and those of ``UNUSED`` that the file has, with reasons."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            keys = set(file.keys())
-            _check_keys(path, keys, set(expected))
-            slices = {key: file.get_slice(key) for key in expected}
-            found = {key: (entry.get_dtype(), tuple(entry.get_shape())) for key, entry in slices.items()}
-            _check_types(path, found, expected)
-            tensors = {key: file.get_tensor(key) for key in expected}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    # A sum is finite only if every term is, and needs no temporary of the tensor's size.
-    bad = [key for key, tensor in tensors.items() if not math.isfinite(tensor.sum(dtype=np.float64))]
+    found = read_safetensors(path)
+    _check_keys(path, set(found), set(expected))
+    tensors = {key: found[key] for key in expected}
+    _check_types(path, tensors, expected)
+    bad = [key for key, tensor in tensors.items() if not is_finite(tensor)]
     if bad:
         raise CheckpointError(f"{path}: NaN or infinity in {_some(bad)}; every weight must be finite")
-    return tensors, {key: reason for key, reason in UNUSED.items() if key in keys}
+    return tensors, {key: reason for key, reason in UNUSED.items() if key in found}
 
 
 def _check_keys(path: Path, found: set[str], expected: set[str]) -> None:
@@ -201,12 +193,12 @@ def _check_keys(path: Path, found: set[str], expected: set[str]) -> None:
 
 
 def _check_types(
-    path: Path, found: Mapping[str, tuple[str, tuple[int, ...]]], expected: Mapping[str, tuple[int, ...]]
+    path: Path, tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
     wrong = [
-        f"{key} ({dtype} {shape}, expected F32 {expected[key]})"
-        for key, (dtype, shape) in found.items()
-        if dtype != "F32" or shape != expected[key]
+        f"{key} ({tensor.dtype} {tensor.shape}, expected float32 {expected[key]})"
+        for key, tensor in tensors.items()
+        if tensor.dtype != np.float32 or tensor.shape != expected[key]
     ]
     if wrong:
         raise CheckpointError(f"{path}: not as config.json asks: {_some(wrong)}")

@@ -154,11 +154,11 @@ REFUSED = {
     "prefixed keys": (_weights(_prefix), "and 34 more; unknown bert.embeddings.LayerNorm.bias"),
     "wrong shape": (
         _weights(lambda t: t.update({BIAS: t[BIAS][:-1].copy()})),
-        f"{BIAS} (F32 (31,), expected F32 (32,))",
+        f"{BIAS} (float32 (31,), expected float32 (32,))",
     ),
     "wrong dtype": (
         _weights(lambda t: t.update({BIAS: t[BIAS].astype(np.float16)})),
-        f"{BIAS} (F16 (32,), expected F32 (32,))",
+        f"{BIAS} (float16 (32,), expected float32 (32,))",
     ),
     "NaN": (_weights(_poison(np.nan)), f"NaN or infinity in {BIAS}"),
     "infinity": (_weights(_poison(-np.inf)), f"NaN or infinity in {BIAS}"),
@@ -166,7 +166,7 @@ REFUSED = {
     "weights of another format": (_file("model.safetensors", b"PK\x03\x04" * 40), "cannot be read"),
     "config of another size": (
         _config(intermediate_size=65),
-        "intermediate.dense.bias (F32 (64,), expected F32 (65,))",
+        "intermediate.dense.bias (float32 (64,), expected float32 (65,))",
     ),
     "more layers": (_config(num_hidden_layers=3), "missing encoder.layer.2."),
     "fewer layers": (_config(num_hidden_layers=1), "unknown encoder.layer.1."),

@@ -57,8 +57,9 @@ def _select(x: Tensor, axis: int, indices: Tensor, negative: bool) -> Tensor:
 
 def _batch_index(x: Tensor, batch_dims: int, rank: int) -> list[Tensor]:
     """Indices that walk the first ``batch_dims`` dimensions of x, beside an index of ``rank`` dimensions."""
-    shapes = [[1] * dim + [-1] + [1] * (rank - dim - 1) for dim in range(batch_dims)]
-    return [torch.arange(x.shape[d], device=x.device).reshape(shape) for d, shape in enumerate(shapes)]
+    sizes = x.shape[: max(0, batch_dims)]
+    shapes = [[1] * dim + [-1] + [1] * (rank - dim - 1) for dim in range(len(sizes))]
+    return [torch.arange(n, device=x.device).reshape(shape) for n, shape in zip(sizes, shapes, strict=True)]
 
 
 @op("gather", moves=True)

@@ -92,11 +92,12 @@ def one_hot(
     """An index outside ``[0, one_hot_vector_size)``, negative ones too, gives ``off_value`` everywhere, where
     torch's raises."""
     within((indices.numel(), one_hot_vector_size))
+    spread = indices.unsqueeze(axis)
     axis = axis + indices.dim() + 1 if axis < 0 else axis
     places = torch.arange(one_hot_vector_size, device=indices.device)
     places = places.reshape(-1, *[1] * (indices.dim() - axis))
     on, off = torch.tensor([on_value, off_value], dtype=held(out), device=indices.device)
-    return torch.where(indices.unsqueeze(axis) == places, on, off)
+    return torch.where(spread == places, on, off)
 
 
 @op("shape", moves=True)
