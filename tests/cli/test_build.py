@@ -57,7 +57,10 @@ BIAS = "encoder.layer.1.output.dense.bias"
     [
         (lambda t: t.pop(BIAS), f"missing {BIAS}; expected the 37 keys of a BertModel"),
         (lambda t: t.update(extra=t[BIAS]), "unknown extra; expected the 37 keys of a BertModel"),
-        (lambda t: t.update({BIAS: np.zeros(31, np.float32)}), f"{BIAS} (float32 (31,), expected float32 (32,))"),
+        (
+            lambda t: t.update({BIAS: np.zeros(31, np.float32)}),
+            f"{BIAS} (float32 (31,), expected float32 (32,))",
+        ),
         (lambda t: t.update({BIAS: np.full(32, np.nan, np.float32)}), f"NaN or infinity in {BIAS}"),
     ],
 )
