@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from coreproof.convert.checkpoint import Checkpoint, FileDigest, Origin
 from coreproof.convert.mapped import is_finite, read_safetensors
@@ -212,6 +211,8 @@ def _some(items: Iterable[str], shown: int = 3) -> str:
 
 
 def _check_tokenizer(path: Path, vocab_size: int) -> None:
+    from tokenizers import Tokenizer  # here, so that who needs no tokenizer does not load the library
+
     _json_object(path)
     try:
         vocabulary = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)

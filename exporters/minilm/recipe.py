@@ -28,7 +28,7 @@ def stages(checkpoint: Checkpoint, variant: str) -> tuple[Stage, ...]:
             # Macs has no Float16, and widening 384 numbers loses and costs nothing.
             outputs=(TensorSpec("embedding", (1, checkpoint.config["hidden_size"]), "fp32"),),
             precision=Precision(variant),
-            target="iOS17",
+            target="iOS18",
             metadata=_metadata(checkpoint),
         ),
     )
