@@ -31,6 +31,7 @@ def _graph(name: str) -> tuple[Comparison, ...]:
 
 COMPARISONS = (
     Comparison("export", Side("coreproof", "seconds"), Side("ct.convert", "seconds")),
+    Comparison("dit export", Side("dit coreproof", "seconds"), Side("dit ct.convert", "seconds")),
     Comparison("runtime", Side("mil fp32", "warm"), Side("torch eager", "warm")),
     Comparison("runtime", Side("mil fp32", "warm"), Side("onnxruntime", "warm")),
     Comparison("runtime", Side("mil typed", "warm"), Side("torch eager", "warm")),
@@ -45,6 +46,7 @@ COMPARISONS = (
 NOTE = f"""
 A/B of the medians; min..max are of the single pairs of processes.
 export   MiniLM's checkpoint on disk to one fp16 package flushed to disk, with tracing
+dit      the same of a transformer of 24 blocks and 516 M parameters (dit.py)
 runtime  MiniLM: a warm prediction of 1 x 128 tokens (median of {RUNS} in a process)
 open     opening, with torch already imported; memory: what it adds to the peak
 first    the first prediction of a process against its warm ones
