@@ -1,4 +1,5 @@
-"""The arms that export the transformer of ``dit.py``, from the checkpoint on disk to a package flushed to disk."""
+"""The arms of the transformer of ``dit.py``: exported, from the checkpoint on disk to a package flushed to
+disk; opened and run."""
 
 from __future__ import annotations
 
@@ -7,10 +8,17 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from timing import seconds
+from timing import Predict, predictions, seconds
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 CHECKPOINT = "dit"
+BUILD = "dit-build"
+RUNS = 3  # of seconds each
 
 
 def coreproof_export(folder: Path) -> dict[str, float]:
@@ -21,17 +29,18 @@ def coreproof_export(folder: Path) -> dict[str, float]:
 
     coremltools()
 
-    def work(build: Path) -> None:
-        from dit import RECIPE
-
-        from coreproof.convert.export import export, select
-
-        path = folder / CHECKPOINT
-        checkpoint = RECIPE.load(path)
-        export(RECIPE, path, checkpoint, select(RECIPE, checkpoint, (), ()), build, lambda *_: None)
-
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        return {"seconds": seconds(partial(work, Path(temporary) / "build"))}
+        return {"seconds": seconds(partial(_export, folder, Path(temporary) / "build"))}
+
+
+def _export(folder: Path, build: Path) -> None:
+    from dit import RECIPE
+
+    from coreproof.convert.export import export, select
+
+    path = folder / CHECKPOINT
+    checkpoint = RECIPE.load(path)
+    export(RECIPE, path, checkpoint, select(RECIPE, checkpoint, (), ()), build, lambda *_: None)
 
 
 def plain_export(folder: Path) -> dict[str, float]:
@@ -65,10 +74,68 @@ def plain_export(folder: Path) -> dict[str, float]:
         return {"seconds": seconds(partial(work, Path(temporary) / "dit.mlpackage"))}
 
 
+def mil(folder: Path) -> dict[str, float]:
+    """The package of 1 GB in mode ``typed``, mapped from a warm page cache."""
+    import torch  # noqa: F401
+
+    def open_model() -> Predict:
+        import coreproof
+
+        return partial(coreproof.load(folder / BUILD / "dit_fp16.mlpackage").predict, _examples())
+
+    return predictions(open_model, warm_up=1, runs=RUNS)
+
+
+def torch_eager(folder: Path) -> dict[str, float]:
+    """The fp32 module over the mapped checkpoint, tensors in and tensors out."""
+    import torch
+    from dit import CONFIG, FILE
+    from dit_modules import Transformer
+    from safetensors.torch import load_file
+
+    def open_model() -> Predict:
+        with torch.device("meta"):
+            module = Transformer(CONFIG)
+        module.load_state_dict(load_file(folder / CHECKPOINT / FILE), assign=True)
+        return partial(module.eval(), *(torch.from_numpy(array) for array in _examples().values()))
+
+    with torch.inference_mode():
+        return predictions(open_model, warm_up=1, runs=RUNS)
+
+
+def read_once(folder: Path) -> dict[str, float]:
+    """The weight file read through once, from a warm page cache into a buffer."""
+    buffer = bytearray(1 << 23)
+
+    def read() -> None:
+        (path,) = (folder / BUILD).rglob("weight.bin")
+        with path.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
+
+    return {"seconds": seconds(read)}
+
+
+def _examples() -> dict[str, NDArray[np.float32]]:
+    import numpy as np
+    from dit import CONFIG, inputs
+
+    generator = np.random.default_rng(1)
+    return {
+        name: generator.standard_normal(shape, dtype=np.float32) for name, shape in inputs(CONFIG).items()
+    }
+
+
+def prepare_build(folder: Path) -> dict[str, float]:
+    prepare(folder)
+    _export(folder, folder / BUILD)
+    return {}
+
+
 def prepare(folder: Path) -> dict[str, float]:
     from dit import synth
 
-    (folder / CHECKPOINT).mkdir()
+    (folder / CHECKPOINT).mkdir(exist_ok=True)
     synth(folder / CHECKPOINT, "full", 0)
     return {}
 
@@ -76,6 +143,13 @@ def prepare(folder: Path) -> dict[str, float]:
 EXPORT_ARMS: Mapping[str, Callable[[Path], dict[str, float]]] = {
     "dit coreproof": coreproof_export,
     "dit ct.convert": plain_export,
+    "dit mil typed": mil,
+    "dit torch eager": torch_eager,
+    "dit read once": read_once,
     "dit weights": prepare,
+    "dit build": prepare_build,
 }
-EXPORT_NEEDS = {"dit coreproof": "dit weights", "dit ct.convert": "dit weights"}
+EXPORT_NEEDS = {
+    **dict.fromkeys(("dit coreproof", "dit ct.convert"), "dit weights"),
+    **dict.fromkeys(("dit mil typed", "dit torch eager", "dit read once"), "dit build"),
+}

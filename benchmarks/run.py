@@ -41,12 +41,16 @@ COMPARISONS = (
     Comparison("first", Side("mil fp32", "first", None), Side("mil fp32", "warm", None)),
     Comparison("first", Side("mil typed", "first", None), Side("mil typed", "warm", None)),
     Comparison("first", Side("torch eager", "first", None), Side("torch eager", "warm", None)),
+    Comparison("dit", Side("dit mil typed", "warm"), Side("dit torch eager", "warm")),
+    Comparison("dit", Side("dit mil typed", "first", None), Side("dit mil typed", "warm", None)),
+    Comparison("dit", Side("dit read once", "seconds", None), Side("dit mil typed", "warm", None)),
     *(comparison for name in GRAPHS for comparison in _graph(name)),
 )
 NOTE = f"""
 A/B of the medians; min..max are of the single pairs of processes.
 export   MiniLM's checkpoint on disk to one fp16 package flushed to disk, with tracing
-dit      the same of a transformer of 24 blocks and 516 M parameters (dit.py)
+dit      a transformer of 24 blocks and 516 M parameters (dit.py): the same; a prediction against the
+         torch module's, the first against a warm one, and reading its 1 GB of weights against one
 runtime  MiniLM: a warm prediction of 1 x 128 tokens (median of {RUNS} in a process)
 open     opening, with torch already imported; memory: what it adds to the peak
 first    the first prediction of a process against its warm ones

@@ -25,20 +25,22 @@ def onnx_session(path: Path) -> Any:
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def predictions(open_model: Callable[[], Predict]) -> dict[str, float]:
+def predictions(
+    open_model: Callable[[], Predict], warm_up: int = WARM_UP, runs: int = RUNS
+) -> dict[str, float]:
     """Seconds to open a model, for its first and for a warm prediction (median), and the bytes by
     which opening it raised the peak memory of the process."""
     before, start = peak_bytes(), perf_counter()
     predict = open_model()
     opened, grown = perf_counter() - start, peak_bytes() - before
     first = seconds(predict)
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         predict()
     return {
         "open": opened,
         "open_bytes": grown,
         "first": first,
-        "warm": median(seconds(predict) for _ in range(RUNS)),
+        "warm": median(seconds(predict) for _ in range(runs)),
     }
 
 
