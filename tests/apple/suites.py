@@ -84,7 +84,18 @@ def run(suite: Suite, part: str | None, workers: int, record: bool) -> bool:
         raise SystemExit("coremltools is not installed")
     root = Path(spec.origin).parents[1]
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--no-summary", "--disable-warnings"]
-    command += ["-c", os.devnull, "--rootdir", str(root), "-p", "no:cacheprovider", "-p", "stand_ins"]
+    command += [
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(root),
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "stand_ins",
+        "-p",
+        "round_trip",
+    ]
     command += ["-n", str(workers), "--continue-on-collection-errors", "--coreproof", "--coreproof-tight"]
     command += [f"--coreproof-report={suite.report}", f"--coreproof-outcomes={suite.expected}"]
     command += [f"--coreproof-record={suite.expected}"] if record else []

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import round_trip
 import suites
 from stand_ins import StandIn
 
 from coreproof.dropin import outcomes
 from coreproof.dropin.results import Case
+from coreproof.mil import to_proto
+from coreproof.package.proto import module
+from coreproof.runtime import model
 
 CASES = {
     "a": Case(models=1, predictions=2, compared={"fp16": [0.5, 2.0], "fp32": [0.0]}),
@@ -70,3 +74,13 @@ def test_a_stand_in_refuses_to_be_used():
     with pytest.raises(ImportError, match="package absent: peft, whose get_peft_model was called"):
         module.get_peft_model(1, config=2)
     assert not hasattr(module, "__path__")
+
+
+def test_a_program_that_changes_when_it_is_written_fails_its_test(
+    sample_package: Path, monkeypatch: pytest.MonkeyPatch
+):
+    load = round_trip.checked(model.load)
+    assert load(sample_package, "typed").mode == "typed"
+    monkeypatch.setattr(to_proto, "write_program", lambda _: module("MIL_pb2").Program(version=1))
+    with pytest.raises(AssertionError, match="changes when it is written as protobuf"):
+        load(sample_package, "typed")
