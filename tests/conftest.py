@@ -86,6 +86,27 @@ def streaming_fir(shared_filter: Made, tmp_path: Path) -> Made:
     return replace(shared_filter, build=shutil.copytree(shared_filter.build, tmp_path / "filter-build"))
 
 
+@pytest.fixture(scope="session")
+def _judged_filter(
+    shared_filter: Made, filter_reference: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Made:
+    from coreproof import catalog
+    from coreproof.evidence.receipt import write
+    from coreproof.validate import validate
+
+    build = tmp_path_factory.mktemp("judged") / "build"
+    shutil.copytree(shared_filter.build, build)
+    parts = catalog.find(shared_filter.model)
+    write(validate(build, parts, fixture=filter_reference), build)
+    return replace(shared_filter, build=build)
+
+
+@pytest.fixture
+def judged_filter(_judged_filter: Made, tmp_path: Path) -> Made:
+    """The streaming filter with its receipt, in a build to change."""
+    return replace(_judged_filter, build=shutil.copytree(_judged_filter.build, tmp_path / "judged-build"))
+
+
 @pytest.fixture
 def minilm(shared_minilm: Made, tmp_path: Path) -> Made:
     """MiniLM, with a build to change."""

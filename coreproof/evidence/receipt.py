@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from coreproof.atomic import atomic_file
+from coreproof.evidence.check import SCHEMA
 from coreproof.jsonio import canonical, json_number
 from coreproof.parity.comparison import CaseComparison
 from coreproof.toolchain import machine
 from coreproof.validate import PackageResult, Validation
-
-SCHEMA = "coreproof.receipt/1"
 
 
 def receipt(validation: Validation) -> dict[str, Any]:
