@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import coreproof
-from coreproof.cli import build, generate, judge, look
+from coreproof.cli import build, generate, judge, look, verify
 from coreproof.cli.console import INTERRUPTED, end, err, out
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def options(
 
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Make and re-make": (build.export, build.synth, build.reference, build.verify),
+    "Make and re-make": (build.export, build.synth, build.reference, verify.verify),
     "Judge": (judge.validate, judge.compare, judge.models),
     "Run and look": (look.run, look.inspect, look.diff, generate.generate, look.backends),
 }

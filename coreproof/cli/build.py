@@ -1,8 +1,7 @@
-"""Commands that make things: export, synth, reference, verify."""
+"""Commands that make things: export, synth, reference."""
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -113,28 +112,3 @@ def reference(
         print_json({"model": parts.name, "checkpoint_sha256": digest, "folder": str(folder)})
     else:
         say(f"{len(computed.arrays)} arrays for {loaded.kind} checkpoint {digest[:12]} -> {folder}")
-
-
-def verify(
-    build: Annotated[Path, typer.Argument(help="A build folder with coreproof.json.")],
-    checkpoint: CheckpointOption = None,
-    model: Annotated[
-        str | None, typer.Option(help="Recipe folder, when the model is not a shipped one.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Re-export a build from its checkpoint and compare every byte."""
-    from coreproof import catalog
-    from coreproof.hub import fetch_checkpoint
-    from coreproof.package.manifest import load_manifest
-    from coreproof.verify import verify as verify_build
-
-    parts = catalog.of_build(load_manifest(build).model, model)
-    path = checkpoint or fetch_checkpoint(parts.recipe())
-    with tempfile.TemporaryDirectory(prefix="coreproof-verify-") as folder, progress() as report:
-        manifest = verify_build(build, parts, path, Path(folder) / "build", report)
-    if as_json:
-        print_json({"verdict": "pass", "files": len(manifest.files)})
-    else:
-        files = f"all {len(manifest.files)} files of {build}"
-        say(f": {files} re-exported byte for byte", "identical", "green")

@@ -175,7 +175,7 @@ def check_files(build: Path, manifest: Manifest) -> None:
     another size or sha256; PackageError for links and special files.
     """
     listed = {f.path: f for f in manifest.files}
-    found = {path for path in list_files(build) if not _is_unlisted(path)}
+    found = {path for path in list_files(build) if not is_unlisted(path)}
     for path in sorted(found | listed.keys()):
         if path not in found:
             raise JudgedBadError(f"{build}: {path} is missing")
@@ -197,7 +197,7 @@ def _digest_file(folder: Path, path: str) -> FileDigest:
         return FileDigest(path, stream.tell(), digest)
 
 
-def _is_unlisted(path: str) -> bool:
+def is_unlisted(path: str) -> bool:
     """Whether a file of a build folder is no part of the build: this manifest, receipts, and what a
     write under way or a killed one keeps there."""
     first, slash, _ = path.partition("/")
@@ -215,7 +215,7 @@ def _check_record(manifest: Manifest, path: Path) -> None:
         raise PackageError(f"{path}: checkpoint.sha256 is not the digest of checkpoint.files")
     if checkpoint.kind not in KINDS or (checkpoint.kind == "synthetic") != (checkpoint.seed is not None):
         raise PackageError(f"{path}: a checkpoint of kind {checkpoint.kind!r} with seed {checkpoint.seed}")
-    unlisted = next((f.path for f in manifest.files if _is_unlisted(f.path)), None)
+    unlisted = next((f.path for f in manifest.files if is_unlisted(f.path)), None)
     if unlisted:
         raise PackageError(f"{path}: files lists {unlisted}, which is no part of a build")
     folders = {f.path.partition("/")[0] for f in manifest.files if "/" in f.path}

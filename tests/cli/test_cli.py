@@ -13,7 +13,7 @@ COMMANDS = {
     "export": "Turn a checkpoint into Core ML packages",
     "synth": "Write a synthetic checkpoint",
     "reference": "Compute the expected tensors with the official implementation",
-    "verify": "Re-export a build from its checkpoint and compare every byte",
+    "verify": "Re-export a build from its checkpoint, compare every byte and explain",
     "validate": "Run a build's packages and judge them",
     "compare": "Judge one package against reference tensors of your own",
     "models": "Write MODELS.md from recorded receipts",

@@ -1,0 +1,75 @@
+"""The command that holds a build to its checkpoint, its receipts or a pinned digest: verify."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coreproof.cli.build import CheckpointOption, Json
+from coreproof.cli.console import print_json, progress, say
+
+if TYPE_CHECKING:
+    from coreproof.verify import Verification
+
+
+def verify(
+    build: Annotated[Path, typer.Argument(help="A build folder with coreproof.json.")],
+    checkpoint: CheckpointOption = None,
+    model: Annotated[
+        str | None, typer.Option(help="Recipe folder, when the model is not a shipped one.")
+    ] = None,
+    expect: Annotated[
+        str | None,
+        typer.Option(
+            "--expect", help="sha256 that coreproof.json must have; without -c nothing is exported."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Re-export a build from its checkpoint, compare every byte and explain a difference.
+
+    With a pinned digest of coreproof.json (--expect) the files are held to that instead or as well.
+    """
+    from coreproof import catalog
+    from coreproof.hub import fetch_checkpoint
+    from coreproof.package.manifest import load_manifest
+    from coreproof.verify import merged, verify_itself, verify_pin
+    from coreproof.verify import verify as verify_build
+
+    parts = catalog.of_build(load_manifest(build).model, model)
+    pinned = verify_pin(build, expect) if expect else None
+    if pinned and checkpoint is None:
+        found = merged(pinned, verify_itself(build, parts))
+    else:
+        path = checkpoint or fetch_checkpoint(parts.recipe())
+        with tempfile.TemporaryDirectory(prefix="coreproof-verify-") as folder, progress() as report:
+            exported = verify_build(build, parts, path, Path(folder) / "build", report)
+        found = merged(pinned, exported) if pinned else exported
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _show(found, build)
+    raise typer.Exit(0 if found.passed else 1)
+
+
+def _show(found: Verification, build: Path) -> None:
+    files = len(found.manifest.files)
+    if not found.passed:
+        for finding in found.findings:
+            say(f" {finding.where}: {finding.what}", finding.level, "bold")
+        reasons = f"{len(found.findings)} reason{'s' if len(found.findings) > 1 else ''}"
+        say(f": {build}, for {reasons}", "refused", "bold red")
+        return
+    if "receipts" in found.checked:
+        say(f"the receipts of {build} are of these bytes")
+    if "re-export" in found.checked:
+        say(f": all {files} files of {build} re-exported byte for byte", "identical", "green")
+    if "pin" in found.checked:
+        say(
+            f": coreproof.json of {build} is the expected one, its {files} files are as it says",
+            "pinned",
+            "green",
+        )
