@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from coreproof.cli.build import CheckpointOption, Json
-from coreproof.cli.console import print_json, progress, say
+from coreproof.cli.console import print_json, progress, say, size, table
 
 if TYPE_CHECKING:
+    from coreproof.explain import Finding
     from coreproof.verify import Verification
 
 
@@ -27,12 +29,21 @@ def verify(
             "--expect", help="sha256 that coreproof.json must have; without -c nothing is exported."
         ),
     ] = None,
+    weights_only: Annotated[
+        bool,
+        typer.Option(
+            "--weights-only",
+            help="Convert nothing: compare every stored weight with the checkpoint, by numpy.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Re-export a build from its checkpoint, compare every byte and explain a difference.
 
     With a pinned digest of coreproof.json (--expect) the files are held to that instead or as well.
     """
+    if weights_only:
+        _weights_only(build, checkpoint, model, as_json)
     from coreproof import catalog
     from coreproof.hub import fetch_checkpoint
     from coreproof.package.manifest import load_manifest
@@ -55,13 +66,48 @@ def verify(
     raise typer.Exit(0 if found.passed else 1)
 
 
+def _weights_only(build: Path, checkpoint: Path | None, model: str | None, as_json: bool) -> NoReturn:
+    from coreproof import catalog
+    from coreproof.hub import fetch_checkpoint
+    from coreproof.package.manifest import load_manifest
+    from coreproof.weights_only import verify_weights
+
+    parts = catalog.of_build(load_manifest(build).model, model)
+    path = checkpoint or fetch_checkpoint(parts.recipe())
+    with progress() as report:
+        found = verify_weights(build, parts, path, report)
+    if as_json:
+        print_json(found.to_json())
+        raise typer.Exit(0 if found.passed else 1)
+    rows = [(p.package, p.weights, size(p.bytes), len(p.constants)) for p in found.packages]
+    table(("package", "weights>", "size>", "constants>"), rows)
+    _findings(found.findings, build)
+    if found.passed:
+        total = sum(p.weights for p in found.packages)
+        unknown = sum(len(p.constants) for p in found.packages)
+        say(
+            f": {total - unknown} weights of {build} are the checkpoint's, every byte accounted for",
+            "same",
+            "green",
+        )
+        say(
+            "not looked at: the graph and what constants it holds; without --weights-only they are re-exported"
+        )
+    raise typer.Exit(0 if found.passed else 1)
+
+
+def _findings(findings: Sequence[Finding], build: Path) -> None:
+    for finding in findings:
+        say(f" {finding.where}: {finding.what}", finding.level, "bold")
+    if findings:
+        reasons = f"{len(findings)} reason{'s' if len(findings) > 1 else ''}"
+        say(f": {build}, for {reasons}", "refused", "bold red")
+
+
 def _show(found: Verification, build: Path) -> None:
     files = len(found.manifest.files)
     if not found.passed:
-        for finding in found.findings:
-            say(f" {finding.where}: {finding.what}", finding.level, "bold")
-        reasons = f"{len(found.findings)} reason{'s' if len(found.findings) > 1 else ''}"
-        say(f": {build}, for {reasons}", "refused", "bold red")
+        _findings(found.findings, build)
         return
     if "receipts" in found.checked:
         say(f"the receipts of {build} are of these bytes")

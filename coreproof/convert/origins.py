@@ -22,6 +22,11 @@ from coreproof.mil.weights import weights
 from coreproof.package.manifest import WeightRecord
 from coreproof.package.reader import Package
 
+# How a transform says it, in coreproof.json.
+CONSTANT = "constant of the stage"
+NEAREST = "rounded to float16"
+NEAREST_NONZERO = "rounded to float16 but never to zero"
+
 Rounding = Callable[[np.ndarray], np.ndarray]
 
 
@@ -41,7 +46,7 @@ def weight_records(stage: Stage, checkpoint: Checkpoint, package: Package) -> tu
                 "; ".join([t for t in (origins[0].transform, *steps) if t != "identity"]) or "identity"
             )
         elif any(fnmatchcase(name, pattern) for pattern in stage.constants):
-            keys, transform = (), "constant of the stage"
+            keys, transform = (), CONSTANT
         else:
             unexplained.append(name)
             continue
@@ -95,10 +100,10 @@ def _nearest(tensor: np.ndarray) -> np.ndarray:
     return to_half(tensor) if tensor.dtype == np.float32 else tensor.astype(np.float16)
 
 
-def _nearest_nonzero(tensor: np.ndarray) -> np.ndarray:
+def nearest_nonzero(tensor: np.ndarray, nearest: Rounding = _nearest) -> np.ndarray:
     """As coremltools 9.0 rounds arrays of fewer than 400 elements (``passes/defs/quantization.py``):
     what would become zero becomes the fp16 number next to zero."""
-    rounded = _nearest(tensor)
+    rounded = nearest(tensor)
     least = np.copysign(np.nextafter(np.float16(0), np.float16(1)), tensor).astype(np.float16)
     return np.where((rounded == 0) & (tensor != 0), least, rounded)
 
@@ -108,8 +113,8 @@ def _unchanged(tensor: np.ndarray) -> np.ndarray:
 
 
 _ROUNDINGS: tuple[tuple[str, Rounding], ...] = (
-    ("rounded to float16", _nearest),
-    ("rounded to float16 but never to zero", _nearest_nonzero),
+    (NEAREST, _nearest),
+    (NEAREST_NONZERO, nearest_nonzero),
 )
 _AS_IT_IS: tuple[tuple[str, Rounding], ...] = (("", _unchanged),)
 

@@ -29,7 +29,7 @@ _KEYS = {
     "schema", "model", "verdict", "backend", "checkpoint", "fixture", "toolchain", "machine", "excitations",
     "packages",
 }  # fmt: skip
-_OPTIONAL = {"measured"}
+_OPTIONAL = {"judged", "measured", "seal"}
 _PACKAGE_KEYS = {
     "package", "stage", "variant", "mode", "sha256", "digest", "contract", "precision", "target", "bytes",
     "cases", "gates", "problems", "suspects", "aggregates", "metrics",

@@ -143,6 +143,37 @@ class WeightFile:
             )
         return entry
 
+    def walk(self) -> Iterator[tuple[int, BlobEntry]]:
+        """Every entry with its offset, in file order, accounting for every byte of the file.
+
+        Raises PackageError where the entries that the header counts do not follow one another up to
+        the end of the file, or where a byte between them, of the padding or reserved, is not zero.
+        """
+        self._require_zeros(8, _HEADER.size)
+        end = _HEADER.size
+        for _ in range(self.count):
+            offset = end + -end % ALIGNMENT
+            self._require_zeros(end, offset)
+            entry = self.entry(offset)
+            if entry.data_offset != offset + _METADATA.size:
+                raise self._bad(
+                    f"entry at offset {offset}: its data is at {entry.data_offset}, not behind its header"
+                )
+            self._require_zeros(offset + _METADATA.size - 32, entry.data_offset)
+            end = entry.data_offset + entry.nbytes
+            if entry.padding_bits:
+                (last,) = os.pread(self._descriptor, 1, end - 1)
+                if last >> (8 - entry.padding_bits):
+                    raise self._bad(f"entry at offset {offset}: its unused bits are not zero")
+            yield offset, entry
+        if self.size - end >= ALIGNMENT:
+            raise self._bad(f"{self.size - end} bytes behind the {self.count} entries that its header counts")
+        self._require_zeros(end, self.size)
+
+    def _require_zeros(self, start: int, end: int) -> None:
+        if any(os.pread(self._descriptor, end - start, start)):
+            raise self._bad(f"bytes {start} to {end} belong to no entry and are not zero")
+
     def array(self, offset: int, type: TensorType) -> NDArray[np.generic]:
         """The entry at ``offset`` as an array of ``type``'s shape and numpy dtype.
 

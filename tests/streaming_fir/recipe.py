@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -16,6 +17,9 @@ from safetensors.numpy import load_file, save_file
 from coreproof.convert.checkpoint import Checkpoint, FileDigest, Origin
 from coreproof.convert.recipe import Precision, Recipe, Stage, StateSpec, TensorSpec
 from coreproof.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 CHUNK = 320  # samples, 20 ms
 TAPS = {"small": 33, "full": 129}
@@ -41,14 +45,12 @@ def load(path: Path) -> Checkpoint:
 
 
 def stages(checkpoint: Checkpoint, variant: str) -> tuple[Stage, ...]:
-    from .modules import build
-
     audio = (1, 1, CHUNK)
     return (
         Stage(
             name="filter",
             package=f"streaming_fir_{variant}",
-            module=build,
+            module=_filter,
             inputs=(TensorSpec("audio", audio, "fp32"),),
             outputs=(TensorSpec("filtered", audio, "fp32"),),
             states=(StateSpec("history", (1, 1, checkpoint.config["taps"] - 1)),),
@@ -56,6 +58,12 @@ def stages(checkpoint: Checkpoint, variant: str) -> tuple[Stage, ...]:
             target="iOS18",
         ),
     )
+
+
+def _filter(checkpoint: Checkpoint) -> torch.nn.Module:
+    from .modules import build
+
+    return build(checkpoint)
 
 
 def synth(folder: Path, size: str, seed: int) -> None:
