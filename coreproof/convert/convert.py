@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from coreproof.convert.checkpoint import Checkpoint
+from coreproof.convert.compression import pipeline
 from coreproof.convert.patches import lean
 from coreproof.convert.quiet import bars_into, coremltools
 from coreproof.convert.recipe import NUMPY, Precision, Stage, StateSpec, TensorSpec
@@ -44,6 +45,7 @@ def convert_stage(stage: Stage, checkpoint: Checkpoint, destination: Path, repor
                     convert_to="mlprogram",
                     minimum_deployment_target=_target(ct, stage),
                     compute_precision=_precision(ct, stage.precision),
+                    pass_pipeline=pipeline(ct, stage),
                     skip_model_load=True,
                 )
             except (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from coreproof.atomic import atomic_directory
 from coreproof.convert.checkpoint import Checkpoint
+from coreproof.convert.compression import record
 from coreproof.convert.convert import Report, convert_stage
 from coreproof.convert.origins import weight_records
 from coreproof.convert.recipe import Recipe, Stage, StateSpec, TensorSpec
@@ -109,6 +110,7 @@ def _one(variant: str, stage: Stage, checkpoint: Checkpoint, folder: Path, repor
         precision=PrecisionRecord(
             stage.precision.compute, _kept_fp32(stage, package), stage.precision.reason
         ),
+        compression=record(stage, package),
         target=stage.target,
         compute_units=stage.compute_units,
         weights=weight_records(stage, checkpoint, package),

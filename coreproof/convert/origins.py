@@ -8,13 +8,16 @@ error instead of a silent change.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import permutations
 
 import numpy as np
 
 from coreproof.convert.checkpoint import Checkpoint
+from coreproof.convert.compression import Palette, Steps, compressed, read
 from coreproof.convert.large import pieces, to_half
 from coreproof.convert.recipe import Stage
 from coreproof.errors import ConversionError
@@ -28,6 +31,7 @@ NEAREST = "rounded to float16"
 NEAREST_NONZERO = "rounded to float16 but never to zero"
 
 Rounding = Callable[[np.ndarray], np.ndarray]
+_HEAD = 64  # elements; how a tensor begins tells it from most others
 
 
 def weight_records(stage: Stage, checkpoint: Checkpoint, package: Package) -> tuple[WeightRecord, ...]:
@@ -36,9 +40,20 @@ def weight_records(stage: Stage, checkpoint: Checkpoint, package: Package) -> tu
     Raises ConversionError naming the weights that no checkpoint tensor explains.
     """
     tensors = _Tensors(checkpoint.tensors)
+    references = compressed(package.program)
+    known: dict[str, _Compressed] = {}
     records, unexplained = [], []
     for name, blob in weights(package.program):
-        names, steps = tensors.explain(package.weights.array(blob))
+        reference = references.get((blob.file, blob.offset))
+        if reference is None or reference.operation is None:
+            names, steps = tensors.explain(package.weights.array(blob))
+        else:
+            operation = reference.operation
+            if operation.name not in known:
+                stored = read(operation, package)
+                known[operation.name] = _Compressed(*tensors.explain_compressed(stored), stored.step)
+            whole = known[operation.name]
+            names, steps = whole.names, [*whole.steps, whole.step(reference.argument)]
         if names:
             origins = [checkpoint.origins[n] for n in names]
             keys = tuple(dict.fromkeys(k for o in origins for k in o.keys))
@@ -58,6 +73,15 @@ def weight_records(stage: Stage, checkpoint: Checkpoint, package: Package) -> tu
             "Origin, or list a true constant in Stage.constants"
         )
     return tuple(records)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compressed:
+    """The tensors that a compressed constant is of, the steps before, and that of each of its parts."""
+
+    names: list[str]
+    steps: list[str]
+    step: Callable[[str], str]
 
 
 class _Tensors:
@@ -86,6 +110,33 @@ class _Tensors:
                     if _head(turned, array.dtype, rounded) == head and _same(array, turned, rounded):
                         return [name], [f"transposed {list(order)}", *steps]
         return [], []
+
+    def explain_compressed(self, stored: Palette | Steps) -> tuple[list[str], list[str]]:
+        """As :meth:`explain`, of the weight that was compressed: the tensors that give ``stored`` when they
+        are compressed again. Those are tried first that begin most like it."""
+        size = math.prod(stored.shape)
+        head = stored.head(min(size, _HEAD)).astype(np.float64)
+        found = []
+        for step, rounded in _ROUNDINGS if stored.dtype == np.float16 else _AS_IT_IS:
+            for name in self._of_size.get(size, []):
+                tensor = self._tensors[name]
+                for order in permutations(range(tensor.ndim)) if tensor.ndim <= 4 else []:
+                    turned = tensor.transpose(order)
+                    with np.errstate(over="ignore"):
+                        start = rounded(turned.flat[:_HEAD]).astype(np.float64)
+                    found.append((float(np.abs(start - head).sum()), name, order, step, rounded))
+        names: list[str] = []
+        steps: list[str] = []
+        distance = math.inf
+        for far, name, order, step, rounded in sorted(found, key=lambda f: f[:3]):
+            if far > distance:
+                break
+            weight = np.ascontiguousarray(self._tensors[name].transpose(order)).reshape(stored.shape)
+            if name not in names and stored.is_of(rounded(weight).astype(stored.dtype, copy=False)):
+                turn = [f"transposed {list(order)}"] if list(order) != sorted(order) else []
+                distance, steps = far, steps or [*turn, *([step] if step else [])]
+                names.append(name)
+        return names, steps
 
     def _beginnings(self, array: np.ndarray, step: str, rounded: Rounding) -> dict[bytes, list[str]]:
         key = array.size, array.dtype, step
@@ -121,7 +172,7 @@ _AS_IT_IS: tuple[tuple[str, Rounding], ...] = (("", _unchanged),)
 
 def _head(array: np.ndarray, dtype: np.dtype, rounded: Rounding) -> bytes:
     """How ``array``, rounded, begins in C order."""
-    return rounded(array.flat[:64]).astype(dtype).tobytes()
+    return rounded(array.flat[:_HEAD]).astype(dtype).tobytes()
 
 
 def _same(array: np.ndarray, tensor: np.ndarray, rounded: Rounding) -> bool:

@@ -20,12 +20,20 @@ _NOISE = (
     "has not been tested with coremltools",
     "Disabling scikit-learn conversion API",
     "is added again",  # said of every state the traced module also holds as a buffer
+    # Weights that stay as they are; the manifest lists them.
+    "Can't perform palettization",
+    "Cannot perform palettization",
+    "Unable to perform structured quantization",
+    "Cannot perform quantization",
+    "Can't decide input axis",
+    "Can't decide output axis",
 )
 # A range analysis of its passes casts int32 limits to fp16; no value of the program is touched.
 _RANGES = r"coremltools\.converters\.mil\.mil\.passes\.defs\.optimize_repeat_ops"
 _BARS = {
     "coremltools.converters.mil.frontend.torch.ops": "_tqdm",
     "coremltools.converters.mil.mil.passes.pass_pipeline": "tqdm",
+    "coremltools.optimize.coreml._quantization_passes": "tqdm",
 }
 
 

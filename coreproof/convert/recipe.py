@@ -46,6 +46,21 @@ class Precision:
 
 
 @dataclass(frozen=True, slots=True)
+class Compression:
+    """How weights of more than ``threshold`` elements are stored.
+
+    ``kind``: ``linear`` (8 bits: symmetric int8 with a scale for each output channel) or ``palette``
+    (``bits`` of 1, 2, 3, 4, 6 or 8: an index for each element into a table of 2**bits values). Of a palette
+    ``group_size`` output channels share a table, which needs iOS18; None: the whole tensor does.
+    """
+
+    kind: str
+    bits: int
+    group_size: int | None = None
+    threshold: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """One package to be: ``name`` is the stage's role in its model, ``package`` the folder name
     without ``.mlpackage``, unique in the recipe.
@@ -53,6 +68,7 @@ class Stage:
     ``module`` builds the torch module, in eval mode, with the checkpoint's weights.
     ``constants`` are glob patterns for blobs that come from no checkpoint key (masks, tables);
     any other blob without an origin is an error, because something folded a weight.
+    ``compression`` is done after every other pass, to weights as the program would else hold them.
     ``compute_units`` is what the package is meant for; it is recorded, not written into it.
     """
 
@@ -66,6 +82,7 @@ class Stage:
     target: str = "iOS17"
     compute_units: str = "ALL"
     constants: tuple[str, ...] = ()
+    compression: Compression | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -45,7 +45,9 @@ def unpack(stored: NDArray[np.uint8], dtype: DType, count: int) -> NDArray[np.ge
     """``count`` values from their stored bytes: int64 for integers, float32 for bf16 and fp8."""
     if dtype.bits < 8:
         bits = np.unpackbits(stored, count=count * dtype.bits, bitorder="little")
-        fields = bits.reshape(count, dtype.bits) @ (1 << np.arange(dtype.bits))
+        fields = np.packbits(bits.reshape(count, dtype.bits), axis=1, bitorder="little")[:, 0].astype(
+            np.int64
+        )
         return (fields ^ 8) - 8 if dtype is DType.INT4 else fields
     if dtype is DType.FP8E4M3FN:
         return np.array([_e4m3fn(code) for code in range(256)], np.float32)[stored]

@@ -11,6 +11,7 @@ Canonical JSON (:func:`coreproof.jsonio.canonical`), every key present, no other
     packages     [{package: folder name, stage, variant, target, compute_units,
                    contract: {inputs, outputs, states}, each [{name, shape, dtype}],
                    precision: {compute, kept_fp32: [op name], reason},
+                   compression: null or {kind, bits, group_size: int or null, threshold, left: [name]},
                    weights: [{name, dtype, shape, file, offset, size, sha256, keys, transform}]}]
 
 Paths are relative, with ``/``, and lists of files are sorted by path. A weight's ``offset`` is that of its
@@ -77,6 +78,18 @@ class PrecisionRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CompressionRecord:
+    """The Stage's compression. ``left``: weights of more elements than ``threshold`` that it did not fit,
+    such as one whose channels ``group_size`` does not divide."""
+
+    kind: str
+    bits: int
+    group_size: int | None
+    threshold: int
+    left: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WeightRecord:
     """One entry of a weight file, and the checkpoint keys and transform that made it."""
 
@@ -100,6 +113,7 @@ class PackageRecord:
     variant: str
     contract: ContractRecord
     precision: PrecisionRecord
+    compression: CompressionRecord | None
     target: str
     compute_units: str
     weights: tuple[WeightRecord, ...]

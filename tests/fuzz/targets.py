@@ -31,6 +31,7 @@ from coreproof.package.blob import CODES, WeightFile
 from coreproof.package.layout import list_files
 from coreproof.package.manifest import (
     CheckpointRecord,
+    CompressionRecord,
     ContractRecord,
     Manifest,
     PackageRecord,
@@ -261,7 +262,7 @@ def manifests(folder: Path, models: Sequence[str]) -> list[Seed]:
     x = TensorSpec("x", (1, 64), "fp32")
     package = PackageRecord(
         "toy.mlpackage", "toy", "fp16", ContractRecord((x,), (x,), ()), PrecisionRecord("fp16", ("op",), "overflows"),
-        "iOS18", "ALL", (weight, weight),
+        CompressionRecord("palette", 6, None, 2048, ("table",)), "iOS18", "ALL", (weight, weight),
     )  # fmt: skip
     checkpoint = CheckpointRecord(sources, checkpoint_digest(sources), "synthetic", 7, {"pooler": "not used"})
     manifest = Manifest("toy", checkpoint, {"torch": "2.13.0"}, files, (package,))

@@ -16,6 +16,7 @@ from coreproof.convert.recipe import TensorSpec
 from coreproof.errors import JudgedBadError, PackageError
 from coreproof.package.manifest import (
     CheckpointRecord,
+    CompressionRecord,
     ContractRecord,
     Manifest,
     PackageRecord,
@@ -67,6 +68,15 @@ _LITERAL = b"""\
  "model": "toy",
  "packages": [
   {
+   "compression": {
+    "bits": 4,
+    "group_size": 16,
+    "kind": "palette",
+    "left": [
+     "table"
+    ],
+    "threshold": 2048
+   },
    "compute_units": "CPU_AND_NE",
    "contract": {
     "inputs": [
@@ -132,6 +142,7 @@ def manifest() -> Manifest:
         variant="fp16",
         contract=ContractRecord((TensorSpec("audio", (1, 64), "fp32"),), (), ()),
         precision=PrecisionRecord("fp16", ("norm_1",), "its variance overflows"),
+        compression=CompressionRecord("palette", 4, 16, 2048, ("table",)),
         target="iOS18",
         compute_units="CPU_AND_NE",
         weights=(weight,),
