@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,27 +39,53 @@ def generate(
         sound = parts.generate()(build, seconds, backend, _options(option or []))
     write_wav(output, sound.samples, sound.sample_rate)
     if as_json:
-        print_json({"output": str(output), "samples": len(sound.samples), "stages": timings(sound)})
+        print_json({"output": str(output), "samples": len(sound.samples), **_measured(sound)})
         return
     rows = [
-        (name, *(f"{t[key]:.2f}" for key in ("median_ms", "p99_ms"))) for name, t in timings(sound).items()
+        (name, str(t["runs"]), *(f"{t[key]:.2f}" for key in ("median_ms", "p99_ms")))
+        for name, t in timings(sound).items()
     ]
-    table(("stage", "median ms>", "p99 ms>"), rows)
-    if sound.budget is not None:
-        used = sum(t["median_ms"] for t in timings(sound).values())
-        say(f"{used:.1f} ms of the {1e3 * sound.budget:.0f} ms that a frame lasts, on this machine")
+    table(("stage", "runs>", "median ms>", "p99 ms>"), rows)
+    if sound.budget is not None and sound.frames:
+        say(_against_the_budget(sound.frames, sound.budget))
+    if sound.settings:
+        say(", ".join(f"{name} {value}" for name, value in sound.settings.items()))
     say(f"{len(sound.samples) / sound.sample_rate:.2f} s at {sound.sample_rate} Hz -> {output}")
 
 
 def timings(sound: Sound) -> dict[str, dict[str, float]]:
     """Median and 99th percentile of each stage's runs after the first, in ms."""
+    return {name: {"runs": len(seconds), **_spread(seconds)} for name, seconds in sound.seconds.items()}
+
+
+def _spread(seconds: Sequence[float]) -> dict[str, float]:
     import numpy as np
 
-    found = {}
-    for name, seconds in sound.seconds.items():
-        warm = 1e3 * np.array(seconds[1:] or seconds)
-        found[name] = {"median_ms": float(np.median(warm)), "p99_ms": float(np.percentile(warm, 99))}
+    warm = 1e3 * np.array(seconds[1:] or seconds)
+    return {
+        "median_ms": float(np.median(warm)),
+        "p99_ms": float(np.percentile(warm, 99)),
+        "worst_ms": float(warm.max()),
+    }
+
+
+def _measured(sound: Sound) -> dict[str, object]:
+    found: dict[str, object] = {"stages": timings(sound), "settings": dict(sound.settings)}
+    if sound.frames:
+        found["frame"] = _spread(sound.frames)
+        found["frames_ms"] = [1e3 * s for s in sound.frames]
+    if sound.budget is not None:
+        found["budget_ms"] = 1e3 * sound.budget
     return found
+
+
+def _against_the_budget(frames: Sequence[float], budget: float) -> str:
+    spread = _spread(frames)
+    late = sum(s > budget for s in frames)
+    return (
+        f"a frame took {spread['median_ms']:.1f} ms (median), {spread['p99_ms']:.1f} ms (p99) of the "
+        f"{1e3 * budget:.0f} ms that it lasts; {late} of {len(frames)} took longer, on this machine"
+    )
 
 
 def _options(given: list[str]) -> dict[str, str]:

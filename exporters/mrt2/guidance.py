@@ -38,6 +38,17 @@ def guidance_token(channel: str, strength: float) -> int:
     return min(greatest, round((strength - _LEAST_STRENGTH) / step))
 
 
+def check_style(style: Sequence[int], codes: int) -> None:
+    """Raise InputError unless ``style`` holds codes 0 to ``codes`` - 1 of each level, or -1 for a masked
+    one: ids that count on from level to level would read another level's rows."""
+    for level, code in enumerate(style):
+        if not MASKED <= code < codes:
+            raise InputError(
+                f"style code {code} at level {level}: expected 0 to {codes - 1}, or -1 for masked; every level "
+                "counts from 0, take the level's offset off"
+            )
+
+
 def conditioning_tokens(
     style: Sequence[int],
     levels: int,

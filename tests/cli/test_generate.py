@@ -30,7 +30,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str, dict[str, s
 
     def made(_: Path, seconds: float, backend: str, options: Mapping[str, str]) -> Sound:
         calls.append((seconds, backend, dict(options)))
-        return Sound(RAMP, 8000, {"temporal": [9.0, 0.01, 0.03], "depth": [0.002]}, budget=0.04)
+        stages = {"temporal": [9.0, 0.01, 0.03], "depth": [0.002]}
+        return Sound(RAMP, 8000, stages, budget=0.04, frames=[9.0, 0.012, 0.032, 0.05], settings={"seed": 7})
 
     monkeypatch.setattr(catalog.ModelParts, "generate", lambda self: made)
     return calls
@@ -47,14 +48,20 @@ def test_sound_is_written_and_timed(
     rate, samples = wavfile.read(wav)
     assert rate == 8000
     np.testing.assert_array_equal(samples, RAMP)
-    assert "22.0 ms of the 40 ms that a frame lasts" in ended.output
+    assert "32.0 ms (median)" in ended.output
+    assert "of the 40 ms that it lasts; 2 of 4 took longer" in " ".join(ended.output.split())
+    assert "seed 7" in ended.output
 
 
 def test_json_names_every_stage(
     shared_minilm: Made, tmp_path: Path, asked: list[tuple[float, str, dict[str, str]]]
 ) -> None:
     ended = CliRunner().invoke(app, [str(shared_minilm.build), "-o", str(tmp_path / "o.wav"), "--json"])
-    assert json.loads(ended.stdout)["stages"]["temporal"]["median_ms"] == pytest.approx(20.0)
+    measured = json.loads(ended.stdout)
+    assert measured["stages"]["temporal"]["median_ms"] == pytest.approx(20.0)
+    assert measured["frame"]["worst_ms"] == pytest.approx(50.0)
+    assert measured["frames_ms"] == pytest.approx([9000, 12, 32, 50])
+    assert measured["settings"] == {"seed": 7}
 
 
 def test_the_first_run_does_not_count() -> None:

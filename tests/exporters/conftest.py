@@ -1,0 +1,61 @@
+"""Magenta RealTime 2, small and synthetic, exported once a session, with the official results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "mrt2"
+# What the tests need; of the others a stage takes long (rollout fp16).
+MRT2_PACKAGES = {
+    "fp16": ("temporal_carry", "temporal_stateful", "spectrostream_decoder_streaming"),
+    "fp32": (
+        "temporal_carry",
+        "depth_rollout",
+        "spectrostream_decoder_5",
+        "spectrostream_decoder_25",
+        "spectrostream_decoder_streaming",
+        "depth_logits",
+        "conditioning_encoder",
+    ),
+    "published_contract": ("temporal_published_contract",),
+}
+
+
+@pytest.fixture(scope="session")
+def mrt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoint of seed 0. Do not write into it."""
+    from coreproof_exporters.mrt2 import synth
+
+    made = tmp_path_factory.mktemp("mrt2")
+    synth.synth(made, "small", 0)
+    return made
+
+
+@pytest.fixture(scope="session")
+def mrt2_build(mrt2_folder: Path) -> Path:
+    """Its build of MRT2_PACKAGES. Do not write into it."""
+    from coreproof.convert.export import export, select
+    from coreproof_exporters.mrt2 import checkpoint, recipe
+
+    loaded = checkpoint.load(mrt2_folder)
+    pairs = [
+        pair for v, stages in MRT2_PACKAGES.items() for pair in select(recipe.RECIPE, loaded, (v,), stages)
+    ]
+    export(recipe.RECIPE, mrt2_folder, loaded, pairs, mrt2_folder / "build", lambda *_: None)
+    return mrt2_folder / "build"
+
+
+@pytest.fixture(scope="session")
+def mrt2_official(mrt2_folder: Path) -> Mapping[str, np.ndarray]:
+    """What the official code computed on it."""
+    from coreproof.package.manifest import checkpoint_digest
+    from coreproof.parity.fixture import find
+    from coreproof_exporters.mrt2 import checkpoint
+
+    fixture = find([FIXTURES], "mrt2", checkpoint_digest(checkpoint.load(mrt2_folder).files))
+    assert fixture is not None, "make reference-mrt2"
+    return fixture.arrays
