@@ -9,7 +9,7 @@ the inverse STFT.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +35,7 @@ from coreproof_exporters.mrt2.host import (
     host_array,
     style_codes,
 )
+from coreproof_exporters.mrt2.musiccoca import FILES, MusicCoCa, read_prompts
 
 CHANNELS = 2
 DEFAULT_TEMPERATURE = 1.3
@@ -103,11 +104,13 @@ class Generator:
         """``source_encoded`` (1, 1, S) of control tokens int32 (1, 144)."""
         return self._encoder(conditioning_tokens=tokens)["source_encoded"]
 
-    def conditioned(self, path: Path | None, strengths: Mapping[str, float] | None = None) -> np.ndarray:
-        """``source_encoded`` from a file, or with every control masked: see
+    def conditioned(
+        self, wanted: Path | Sequence[int] | None, strengths: Mapping[str, float] | None = None
+    ) -> np.ndarray:
+        """``source_encoded`` from style codes or a file, or with every control masked: see
         :func:`coreproof_exporters.mrt2.prompt.source`."""
         shape = self._temporal.inputs["source_encoded"].shape
-        return prompt.source(path, self.encode, shape, self.levels, self.style_codes, strengths)
+        return prompt.source(wanted, self.encode, shape, self.levels, self.style_codes, strengths)
 
     def frames(self, source: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The next ``count`` frames under ``source`` (1, 1, S): codes int32 (12,) and audio float32
@@ -165,6 +168,11 @@ OPTIONS = {
     "temperature": "0 or more",
     "noise": "a .npy file of float32 [frames, 12, codes] in place of the seeded noise",
     "conditioning": "a .npy, .json or .bin file: style codes, control tokens, or a source_encoded vector",
+    "prompt": "text, with musiccoca",
+    "prompts": "a .json file of texts and weights, with musiccoca",
+    "musiccoca": f"the folder with {', '.join(FILES)}",
+    "mapper": "yes or no: the prompt's embedding moved to where audio lies",
+    "mapper_seed": "of the mapper's noise",
     **{f"cfg_{channel}": f"guidance strength of {channel}, -1 to 7" for channel in GUIDANCE},
 }
 
@@ -193,8 +201,7 @@ def generate(build: Path, seconds: float, backend: str, options: Mapping[str, st
     noise = shared.__next__ if shared else None
     generator = Generator(build, backend=backend, seed=seed, noise=noise, **settings)  # type: ignore[arg-type]
     strengths = {c: _number(options, f"cfg_{c}", 0.0, float) for c in GUIDANCE if f"cfg_{c}" in options}
-    path = Path(options["conditioning"]) if "conditioning" in options else None
-    source = generator.conditioned(path, strengths or None)
+    source = generator.conditioned(_wanted(options, generator.levels), strengths or None)
     heard = [audio for _, audio in generator.frames(source, count)]
     audio = np.concatenate([*heard, generator.rest()])
     origin = {"noise": options["noise"]} if shared else {"noise": "SplitMix64", "seed": seed}
@@ -206,6 +213,24 @@ def generate(build: Path, seconds: float, backend: str, options: Mapping[str, st
         generator.timings.frames,
         {**settings, **origin},
     )
+
+
+def _wanted(options: Mapping[str, str], levels: int) -> Path | list[int] | None:
+    """The conditioning file, the style codes of the prompt, or None for neither."""
+    ways = [name for name in ("conditioning", "prompt", "prompts") if name in options]
+    if len(ways) > 1:
+        raise UsageError(f"options {' and '.join(ways)}: choose one of them")
+    if not {"prompt", "prompts"} & set(ways):
+        if extra := {"musiccoca", "mapper", "mapper_seed"} & set(options):
+            raise UsageError(f"option {', '.join(sorted(extra))}: only with prompt or prompts")
+        return Path(options["conditioning"]) if ways else None
+    if "musiccoca" not in options:
+        raise UsageError("a prompt needs option musiccoca, the folder with " + ", ".join(FILES))
+    model = MusicCoCa(Path(options["musiccoca"]), levels)
+    texts = read_prompts(Path(options["prompts"])) if "prompts" in ways else {options["prompt"]: 1.0}
+    mapper = _choice(options, "mapper", ("no", "yes")) == "yes"
+    seed = _number(options, "mapper_seed", 0, int)
+    return model.codes(model.blend(texts, mapper=mapper, seed=seed))
 
 
 def read_noise(path: Path, frames: int) -> Iterator[np.ndarray]:

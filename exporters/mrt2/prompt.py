@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ Encode = Callable[[np.ndarray], np.ndarray]
 
 
 def source(
-    path: Path | None,
+    wanted: Path | Sequence[int] | None,
     encode: Encode,
     shape: tuple[int, ...],
     levels: int,
@@ -43,16 +43,17 @@ def source(
 ) -> np.ndarray:
     """``source_encoded`` float32 of ``shape`` (1, 1, S).
 
-    ``path``: a ``.npy`` or ``.json`` file of up to ``levels`` MusicCoCa codes (0 to ``codes`` - 1, or -1
-    for a masked level) or of all control tokens; a ``.npy`` of floats or a ``.bin`` of little-endian
-    float32, the vector itself; None masks every control. ``encode`` runs the conditioning encoder on
-    control tokens int32 (1, 144). ``strengths`` of guidance, where the file leaves them open; the
-    official ones otherwise.
+    ``wanted``: up to ``levels`` MusicCoCa codes (0 to ``codes`` - 1, or -1 for a masked level), or a
+    ``.npy`` or ``.json`` file of such codes or of all control tokens, or a ``.npy`` of floats or a
+    ``.bin`` of little-endian float32, the vector itself; None masks every control. ``encode`` runs the
+    conditioning encoder on control tokens int32 (1, 144). ``strengths``: of guidance, where the file
+    leaves them open; the official ones otherwise.
 
     Raises InputError for a file that cannot be read, of another width, not finite, or with a token out
     of range, UsageError for strengths beside a file that fixes them.
     """
-    given = np.zeros(0, np.int32) if path is None else _read(path)
+    path = wanted if isinstance(wanted, Path) else "the prompt"
+    given = _read(wanted) if isinstance(wanted, Path) else np.array(wanted or (), np.int32)
     fixed = given.dtype.kind == "f" or given.size > levels
     if fixed and strengths is not None:
         raise UsageError(f"{path} fixes the guidance already; leave out {', '.join(sorted(strengths))}")
@@ -67,8 +68,8 @@ def source(
     if given.size > levels:
         _check_controls(given[levels:], path)
         return encode(given[np.newaxis].astype(np.int32))
-    wanted = {**DEFAULT_STRENGTHS, **(strengths or {})}
-    return encode(conditioning_tokens(given.tolist(), levels, strengths=wanted))
+    guidance = {**DEFAULT_STRENGTHS, **(strengths or {})}
+    return encode(conditioning_tokens(given.tolist(), levels, strengths=guidance))
 
 
 def _read(path: Path) -> np.ndarray:
@@ -93,7 +94,7 @@ def _integers(path: Path) -> np.ndarray:
     return np.array(found, np.int32)
 
 
-def _vector(given: np.ndarray, shape: tuple[int, ...], path: Path | None) -> np.ndarray:
+def _vector(given: np.ndarray, shape: tuple[int, ...], path: object) -> np.ndarray:
     if given.size != shape[-1]:
         raise InputError(f"{path}: a vector of {given.size}; this build's source_encoded has {shape[-1]}")
     if not np.isfinite(given).all():
@@ -101,7 +102,7 @@ def _vector(given: np.ndarray, shape: tuple[int, ...], path: Path | None) -> np.
     return given.reshape(shape).astype(np.float32)
 
 
-def _check_controls(tokens: np.ndarray, path: Path | None) -> None:
+def _check_controls(tokens: np.ndarray, path: object) -> None:
     first = 0
     for name, count, _ in CONTROLS:
         low, high = _RANGES[name]
