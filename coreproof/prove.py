@@ -50,10 +50,11 @@ def prove(
     suite = parts.suite()
     gates = load_gates(parts.gates)
     manifest = load_manifest(build)
+    shipping = [r for r in manifest.packages if r.variant not in gates.recorded]
     proofs = []
     for control in suite.controls:
         naming = [g for g in gates.gates if control.name in g.controls]
-        records = [r for r in manifest.packages if any(g.applies(r.stage, r.variant) for g in naming)]
+        records = [r for r in shipping if any(g.applies(r.stage, r.variant) for g in naming)]
         with tempfile.TemporaryDirectory(prefix="coreproof-control-") as scratch:
             copy = Path(scratch) / "build"
             for record in records:

@@ -30,8 +30,9 @@ from coreproof.parity.suite import Arrays, Case, Outcome, Suite
 
 @dataclass(frozen=True, slots=True)
 class PackageResult:
-    """One package, judged. ``mode`` is None where the backend has no numeric modes. ``suspects``: the
-    worst ops on the case that fails, when our runtime ran it."""
+    """One package, judged. ``mode`` is None where the backend has no numeric modes. ``judged_as``: the
+    variant whose gates judged it, None for its own; then it is on record and fails no build. ``suspects``:
+    the worst ops on the case that fails, when our runtime ran it."""
 
     record: PackageRecord
     mode: str | None
@@ -39,6 +40,7 @@ class PackageResult:
     aggregates: Mapping[str, float]
     judgement: Judgement
     suspects: tuple[Suspect, ...] = ()
+    judged_as: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,16 @@ class Validation:
     packages: tuple[PackageResult, ...]
 
     @property
+    def shipping(self) -> tuple[PackageResult, ...]:
+        """The packages whose failing fails the build."""
+        return tuple(p for p in self.packages if p.judged_as is None)
+
+    @property
     def passed(self) -> bool:
         return (
-            bool(self.packages)
+            bool(self.shipping)
             and all(v.passed for v in self.excitations)
-            and all(p.judgement.passed for p in self.packages)
+            and all(p.judgement.passed for p in self.shipping)
         )
 
 
@@ -91,7 +98,7 @@ def validate(
         parts.gates,
         controls=[c.name for c in suite.controls],
         stages={c.stage for c in cases},
-        variants=parts.recipe().variants,
+        variants=(*parts.recipe().variants, *parts.recipe().recorded),
     )
     verdicts = tuple(judge_excitations(suite.excitations(reference.arrays), gates))
     results = [
@@ -145,7 +152,8 @@ def _package(
     gates: Gates,
     report: Report,
 ) -> PackageResult:
-    mode = gates.modes.get(record.variant) if backend == "mil" else None
+    judged_as = gates.recorded.get(record.variant)
+    mode = gates.modes.get(judged_as or record.variant) if backend == "mil" else None
     if backend == "mil" and mode is None:
         raise JudgedBadError(f"{parts.gates}: [modes] has no numeric mode for variant {record.variant!r}")
     stage = stage_of(parts, checkpoint, record) if checkpoint else None
@@ -162,9 +170,9 @@ def _package(
         comparisons.append(compare_case(outcome, outputs))
     runner.close()
     aggregates = suite.aggregates(outcomes) if outcomes else {}
-    judgement = judge(comparisons, aggregates, gates, record.stage, record.variant)
+    judgement = judge(comparisons, aggregates, gates, record.stage, judged_as or record.variant)
     suspects = _suspects(build / record.package, own, judgement, mode, halves)
-    return PackageResult(record, mode, tuple(comparisons), aggregates, judgement, suspects)
+    return PackageResult(record, mode, tuple(comparisons), aggregates, judgement, suspects, judged_as)
 
 
 def stage_of(parts: ModelParts, checkpoint: Checkpoint, record: PackageRecord) -> Stage:

@@ -58,7 +58,12 @@ def verify(build: Path, parts: ModelParts, path: Path, scratch: Path, report: Re
     if others:
         return replace(known, findings=known.findings + others)
     exported = {(p.variant, p.stage) for p in manifest.packages}
-    pairs = [(v, s) for v in recipe.variants for s in recipe.stages(checkpoint, v) if (v, s.name) in exported]
+    pairs = [
+        (v, s)
+        for v in (*recipe.variants, *recipe.recorded)
+        for s in recipe.stages(checkpoint, v)
+        if (v, s.name) in exported
+    ]
     remade = export(recipe, path, checkpoint, pairs, scratch, report)
     found = explain(build, manifest, scratch, remade)
     return Verification(manifest, (*known.checked, "re-export"), known.findings + found)

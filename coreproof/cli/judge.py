@@ -130,22 +130,23 @@ def _show(result: Validation) -> None:
             show_suspects(package.suspects, f"{package.record.package}: ops to look at first")
     rows = [_summary(result, package) for package in result.packages]
     table(("package", "precision", "size>", "cases>", "gates", "verdict"), rows, title="in short")
-    passed = sum(p.judgement.passed for p in result.packages)
+    passed = sum(p.judgement.passed for p in result.shipping)
     colour = "green" if result.passed else "red"
     verdict = "pass" if result.passed else "FAIL"
-    say(f": {passed} of {len(result.packages)} packages", verdict, f"bold {colour}")
+    say(f": {passed} of {len(result.shipping)} packages", verdict, f"bold {colour}")
 
 
 def _summary(result: Validation, package: PackageResult) -> tuple[object, ...]:
     bytes_ = sum(f.size for f in result.manifest.package_files(package.record.package))
     verdicts = package.judgement.verdicts
+    on_record = " (on record)" if package.judged_as else ""
     return (
         package.record.package,
         package.record.precision.compute,
         size(bytes_),
         len(package.comparisons),
         f"{sum(v.passed for v in verdicts)} of {len(verdicts)}",
-        _mark(package.judgement.passed, "pass", "FAIL"),
+        _mark(package.judgement.passed, *(f"{m}{on_record}" for m in ("pass", "FAIL"))),
     )
 
 

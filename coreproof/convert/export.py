@@ -32,19 +32,21 @@ from coreproof.toolchain import toolchain
 def select(
     recipe: Recipe, checkpoint: Checkpoint, variants: Sequence[str], stages: Sequence[str]
 ) -> list[tuple[str, Stage]]:
-    """(variant, Stage) pairs to export, in the recipe's order; no variants or stages given means all.
+    """(variant, Stage) pairs to export, in the recipe's order. No stages given means all, no variants
+    all but the recorded ones.
 
     Raises UsageError for a name the recipe does not have.
     """
+    known = (*recipe.variants, *recipe.recorded)
     for variant in variants:
-        if variant not in recipe.variants:
-            raise UsageError(f"{recipe.name} has no variant {variant!r}; it has {', '.join(recipe.variants)}")
-    wanted = [v for v in recipe.variants if v in (variants or recipe.variants)]
+        if variant not in known:
+            raise UsageError(f"{recipe.name} has no variant {variant!r}; it has {', '.join(known)}")
+    wanted = [v for v in known if v in (variants or recipe.variants)]
     pairs = [(v, s) for v in wanted for s in recipe.stages(checkpoint, v)]
-    known = {s.name for _, s in pairs}
+    names = {s.name for _, s in pairs}
     for stage in stages:
-        if stage not in known:
-            raise UsageError(f"{recipe.name} has no stage {stage!r}; it has {', '.join(sorted(known))}")
+        if stage not in names:
+            raise UsageError(f"{recipe.name} has no stage {stage!r}; it has {', '.join(sorted(names))}")
     return [(v, s) for v, s in pairs if not stages or s.name in stages]
 
 

@@ -9,7 +9,8 @@ A receipt is canonical JSON, schema ``coreproof.receipt/1``:
     machine      architecture, system, cpu_capability, threads, python
     excitations  [{gate, value, bound, passed}]
     packages     [{package, stage, variant, mode, sha256: {file: digest}, digest, bytes, contract,
-                   precision, target, cases, gates: [...], aggregates, problems, suspects,
+                   precision, compression, judged_as (null, or for a package on record the variant
+                   whose gates judged it), target, cases, gates: [...], aggregates, problems, suspects,
                    metrics: {output: {metric: [one value a case]}}}]
 
 Numbers that JSON cannot hold are the strings "nan", "inf" and "-inf". There is no date, host or
@@ -80,6 +81,8 @@ def _package(validation: Validation, result: PackageResult) -> dict[str, Any]:
         "digest": validation.manifest.package_digest(result.record.package),
         "contract": asdict(result.record.contract),
         "precision": asdict(result.record.precision),
+        "compression": asdict(c) if (c := result.record.compression) else None,
+        "judged_as": result.judged_as,
         "target": result.record.target,
         "bytes": sum(f.size for f in validation.manifest.package_files(result.record.package)),
         "cases": [c.case for c in result.comparisons],

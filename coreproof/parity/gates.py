@@ -5,6 +5,8 @@
     schema = "coreproof.gates/1"
     [modes]                       # the numeric mode our runtime judges a variant in
     fp16 = "typed"                # fp32, typed or fp16acc
+    [recorded]                    # variants judged by another's gates and mode, whose failing is on
+    int8 = "fp16"                 #   record and fails no build
     [[excitation]]                # measured on the reference alone
     name = "attention_mask"
     min = 0.01
@@ -25,8 +27,8 @@ import difflib
 import math
 import tomllib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -41,7 +43,7 @@ Side = Literal["min", "max"]
 Kind = Literal["output", "aggregate", "excitation"]
 Key = TypeVar("Key", bound=str)
 
-_TOP_KEYS = {"schema", "modes", "excitation", "gate"}
+_TOP_KEYS = {"schema", "modes", "recorded", "excitation", "gate"}
 _GATE_KEYS = {"stage", "variant", "output", "metric", "aggregate", "min", "max", "control"}
 _EXCITATION_KEYS = {"name", "min"}
 
@@ -75,11 +77,13 @@ class ExcitationGate:
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """A whole gate file. ``modes`` maps variants to numeric modes; variants may be absent."""
+    """A whole gate file. ``modes`` maps variants to numeric modes; variants may be absent. ``recorded`` maps
+    variants that are judged for the record to those whose gates and mode judge them."""
 
     gates: tuple[Gate, ...]
     excitations: tuple[ExcitationGate, ...]
     modes: Mapping[str, str]
+    recorded: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +158,10 @@ def load_gates(
         _check_known("variant", gate.variant, variants, f"{path}: gate {i}")
     for variant in modes:
         _check_known("variant", variant, variants, f"{path}: modes")
-    return Gates(tuple(gates), tuple(excitations), modes)
+    recorded = _recorded(table.get("recorded", {}), modes, gates, path)
+    for variant in recorded:
+        _check_known("variant", variant, variants, f"{path}: recorded")
+    return Gates(tuple(gates), tuple(excitations), modes, recorded)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -222,6 +229,22 @@ def _modes(modes: object, path: Path) -> Mapping[str, str]:
             hint = _suggestion(mode, MODES)
             raise GateError(f"{path}: variant {variant!r} has the unknown mode {mode!r}{hint}")
     return modes
+
+
+def _recorded(
+    table: object, modes: Mapping[str, str], gates: Sequence[Gate], path: Path
+) -> Mapping[str, str]:
+    if not isinstance(table, dict):
+        raise GateError(f'{path}: recorded is not a table; write [recorded] and lines such as int8 = "fp16"')
+    for variant, judge in table.items():
+        if not isinstance(judge, str) or judge not in modes:
+            known = ", ".join(sorted(modes)) or "none"
+            raise GateError(
+                f"{path}: recorded variant {variant!r} is judged as {judge!r}; name one of modes: {known}"
+            )
+        if variant in modes or any(gate.variant == variant for gate in gates):
+            raise GateError(f"{path}: variant {variant!r} is recorded and has a mode or a gate of its own")
+    return table
 
 
 def _controls(value: object, where: str) -> tuple[str, ...]:

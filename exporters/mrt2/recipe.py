@@ -12,12 +12,13 @@ and more convert, in 20 s to 671 s, but do not compile for an iPhone's Neural En
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from coreproof.convert.checkpoint import Checkpoint
-from coreproof.convert.recipe import Precision, Recipe, Stage, StateSpec, TensorSpec
+from coreproof.convert.recipe import Compression, Precision, Recipe, Stage, StateSpec, TensorSpec
 from coreproof.jsonio import canonical
 from coreproof_exporters.mrt2.architecture import (
     BINS,
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
     import torch
 
 VARIANTS = ("fp16", "fp32", "published_contract")
+# The compression ladder of the fp16 temporal body and rollout, on record. Uncompressed is the default.
+LADDER = {
+    "int8": Compression("linear", 8),
+    "palette6": Compression("palette", 6),
+    "palette6_grouped": Compression("palette", 6, group_size=16),
+    "palette4": Compression("palette", 4),
+    "palette4_grouped": Compression("palette", 4, group_size=16),
+}
 CHUNKS = (5, 25)  # token frames of the decoders without memory
 
 _TARGET = "iOS18"  # what the published packages ask for, and the least that has states
@@ -46,6 +55,12 @@ def stages(checkpoint: Checkpoint, variant: str) -> tuple[Stage, ...]:
     inputs and states, with the state ``step`` as its one departure."""
     if variant == "published_contract":
         return (_stateful(checkpoint, published=True),)
+    if variant in LADDER:
+        plain = (_carry(checkpoint, "fp16"), _rollout(checkpoint, "fp16"))
+        return tuple(
+            replace(stage, package=f"mrt2_{stage.name}_{variant}", compression=LADDER[variant])
+            for stage in plain
+        )
     both = (
         _carry(checkpoint, variant),
         _rollout(checkpoint, variant),
@@ -244,4 +259,12 @@ def _built(name: str, kind: str | None = None) -> Callable[[Checkpoint], torch.n
     return build
 
 
-RECIPE = Recipe(name="mrt2", load=load, variants=VARIANTS, stages=stages, synth=synth, host_files=host_files)
+RECIPE = Recipe(
+    name="mrt2",
+    load=load,
+    variants=VARIANTS,
+    stages=stages,
+    synth=synth,
+    recorded=tuple(LADDER),
+    host_files=host_files,
+)

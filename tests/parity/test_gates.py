@@ -203,3 +203,25 @@ def test_a_verdict_is_strict_json() -> None:
     assert unmeasured["excitation"] == "x"
     assert unmeasured["value"] is None
     assert unmeasured["min"] is None
+
+
+def test_variants_on_record_name_whose_gates_judge_them(tmp_path: Path) -> None:
+    text = FULL.replace("[modes]", '[recorded]\nint8 = "fp16"\n[modes]', 1)
+    known = ["fp16", "fp32", "int8"]
+    gates = load_gates(write(tmp_path, text), CONTROLS, stages=["encoder"], variants=known)
+    assert gates.recorded == {"int8": "fp16"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('int8 = "bf16"', "recorded variant 'int8' is judged as 'bf16'; name one of modes: fp16, fp32"),
+        ("int8 = 1", "recorded variant 'int8' is judged as 1; name one of modes"),
+        ('fp32 = "fp16"', "variant 'fp32' is recorded and has a mode or a gate of its own"),
+        ('int9 = "fp16"', "recorded: unknown variant 'int9'; did you mean 'int8'"),
+    ],
+)
+def test_a_record_that_would_judge_nothing_is_refused(line: str, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path, FULL.replace("[modes]", f"[recorded]\n{line}\n[modes]", 1))
+    with pytest.raises(GateError, match=message):
+        load_gates(path, CONTROLS, stages=["encoder"], variants=["fp16", "fp32", "int8"])
