@@ -11,6 +11,7 @@ import typer
 
 from coreproof.cli.build import CheckpointOption, Json
 from coreproof.cli.console import print_json, progress, say, size, table
+from coreproof.errors import UsageError
 
 if TYPE_CHECKING:
     from coreproof.explain import Finding
@@ -36,12 +37,23 @@ def verify(
             help="Convert nothing: compare every stored weight with the checkpoint, by numpy.",
         ),
     ] = False,
+    receipt: Annotated[
+        Path | None,
+        typer.Option("--receipt", help="Export nothing: run the comparison of this receipt again."),
+    ] = None,
+    fixture: Annotated[
+        Path | None, typer.Option(help="For --receipt: use this fixture folder instead of searching.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Re-export a build from its checkpoint, compare every byte and explain a difference.
 
     With a pinned digest of coreproof.json (--expect) the files are held to that instead or as well.
     """
+    if sum((weights_only, receipt is not None, expect is not None)) > 1:
+        raise UsageError("--weights-only, --receipt and --expect are three checks; give one at a time")
+    if receipt is not None:
+        _recheck(build, receipt, checkpoint, fixture, model, as_json)
     if weights_only:
         _weights_only(build, checkpoint, model, as_json)
     from coreproof import catalog
@@ -92,6 +104,39 @@ def _weights_only(build: Path, checkpoint: Path | None, model: str | None, as_js
         )
         say(
             "not looked at: the graph and what constants it holds; without --weights-only they are re-exported"
+        )
+    raise typer.Exit(0 if found.passed else 1)
+
+
+def _recheck(
+    build: Path,
+    receipt: Path,
+    checkpoint: Path | None,
+    fixture: Path | None,
+    model: str | None,
+    as_json: bool,
+) -> NoReturn:
+    from coreproof import catalog
+    from coreproof.package.manifest import load_manifest
+    from coreproof.recheck import recheck
+
+    parts = catalog.of_build(load_manifest(build).model, model)
+    with progress() as report:
+        found = recheck(build, receipt, parts, checkpoint, fixture, report)
+    if as_json:
+        print_json(found.to_json())
+        raise typer.Exit(0 if found.passed else 1)
+    if found.why:
+        say(f"not the same place, so within 1 dB or 10 %: {found.why}")
+    _findings(found.findings, build)
+    if found.passed and found.exact:
+        say(f": {found.figures} figures of {receipt}, measured again, are the same numbers", "same", "green")
+    elif found.passed:
+        far = f"by {100 * found.largest:.2g} % and {found.largest_db:.2g} dB at most"
+        say(
+            f": {found.figures} figures of {receipt}, measured again, differ {far}; verdicts are the same",
+            "near",
+            "green",
         )
     raise typer.Exit(0 if found.passed else 1)
 
