@@ -139,7 +139,7 @@ def _contract(mine: PackageRecord, theirs: PackageRecord) -> Iterator[Finding]:
                 mine.package,
                 f"{kind} {', '.join(ours) or 'none'} in the build, {', '.join(others) or 'none'} in its re-export",
             )
-    fields = ("stage", "variant", "target", "compute_units", "precision")
+    fields = ("stage", "variant", "target", "compute_units", "precision", "compression")
     pairs = ({n: _plain(getattr(r, n)) for n in fields} for r in (mine, theirs))
     yield from _fields("contract", mine.package, *pairs)
 
@@ -149,7 +149,7 @@ def _feature(spec: TensorSpec) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, str) else asdict(value)
+    return value if value is None or isinstance(value, str) else asdict(value)
 
 
 def _fields(level: str, where: str, mine: dict[str, Any], theirs: dict[str, Any]) -> Iterator[Finding]:

@@ -9,23 +9,19 @@ The graph itself, and what constants it holds, only a re-export can check.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from coreproof.catalog import ModelParts
 from coreproof.convert.checkpoint import Checkpoint
-from coreproof.convert.large import pieces, release
-from coreproof.convert.origins import CONSTANT, NEAREST, NEAREST_NONZERO, nearest_nonzero
+from coreproof.convert.origins import CONSTANT
+from coreproof.convert.retrace import Retrace
 from coreproof.errors import JudgedBadError, PackageError
 from coreproof.explain import Finding, unequal_files
-from coreproof.mil.program import Blob
-from coreproof.mil.types import DType, TensorType
+from coreproof.mil.types import TensorType
 from coreproof.mil.weights import weights
 from coreproof.package.layout import DATA
 from coreproof.package.layout import MANIFEST as LAYOUT
@@ -39,10 +35,6 @@ from coreproof.package.manifest import (
 )
 from coreproof.package.reader import Package, open_package, relative_name
 
-_PIECE = 1 << 20  # elements
-_TRANSPOSED = re.compile(r"transposed \[(\d+(?:, \d+)*)\]")
-
-Array = np.ndarray[Any, Any]
 Report = Callable[[str, int, int], None]
 
 
@@ -126,8 +118,8 @@ class _Package:
         patterns: tuple[str, ...],
     ) -> None:
         self.record = record
-        self.checkpoint = checkpoint
         self.patterns = patterns
+        self.retrace = Retrace(checkpoint)
         self.package: Package = open_package(build / record.package)
         self.files = {
             f.path.removeprefix(f"{record.package}/"): f.size for f in manifest.package_files(record.package)
@@ -146,9 +138,10 @@ class _Package:
             if declared or (weight.file, weight.offset) not in self.blobs:
                 continue
             if weight.keys or weight.transform != CONSTANT:
-                findings.extend(self._weight(weight))
+                findings.extend([*self._weight(weight)] or self._digest(weight))
             elif any(fnmatchcase(weight.name, p) for p in self.patterns):
                 constants.append(weight.name)
+                findings.extend(self._digest(weight))
             else:
                 findings.append(
                     self._bad(weight, "is called a constant of the stage, which declares none such")
@@ -211,123 +204,33 @@ class _Package:
                     weight, f"is {said} in the manifest (name, dtype, shape, bytes), {own} in the package"
                 )
             ]
-        if type_.dtype.numpy_name is None:
-            return [self._bad(weight, f"holds {type_}, whose origin numpy alone cannot show yet")]
         return []
+
+    def _digest(self, weight: WeightRecord) -> list[Finding]:
+        """Whether the manifest knows the stored bytes."""
+        _, blob = self.blobs[weight.file, weight.offset]
+        digest = self.package.weights.file(blob.file).digest(self.package.weights.entry(blob)).hex()
+        if digest == weight.sha256:
+            return []
+        return [self._bad(weight, f"has sha256 {digest[:12]}, coreproof.json says {weight.sha256[:12]}")]
 
     def _weight(self, weight: WeightRecord) -> Iterator[Finding]:
         _, blob = self.blobs[weight.file, weight.offset]
-        candidates = list(self._candidates(weight))
-        if not candidates:
+        found = self.retrace.compare(self.package, blob, weight.keys, weight.transform)
+        made = f"{weight.transform!r} of {', '.join(weight.keys)}"
+        if found is None:
             yield self._bad(
                 weight, f"no tensor of the checkpoint is {', '.join(weight.keys)} with {weight.transform!r}"
             )
-            return
-        distances = {name: self._distance(blob, name, steps) for name, steps in candidates}
-        equal = [name for name, (differing, _) in distances.items() if not differing]
-        covered = {k for name in equal for k in self.checkpoint.origins[name].keys}
-        if not equal:
-            differing, largest = next(iter(distances.values()))
-            made = f"{weight.transform!r} of {', '.join(weight.keys)}"
-            words = f"{differing} of {math.prod(weight.shape)} elements are not {made}; max abs {largest:.4g}"
-            yield self._bad(weight, words, largest)
-        elif covered != set(weight.keys):
-            missing = ", ".join(sorted(set(weight.keys) - covered))
-            yield self._bad(weight, f"comes from {', '.join(sorted(covered))}, and not from {missing}")
-
-    def _candidates(self, weight: WeightRecord) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Tensors that may have made ``weight``, each with the steps that are left to do."""
-        found = [
-            (name, steps)
-            for name, origin in self.checkpoint.origins.items()
-            if origin.keys
-            and set(origin.keys) <= set(weight.keys)
-            and (steps := _rest(weight.transform, origin.transform)) is not None
-        ]
-        yield from found
-        # Tensors that are equal share one weight, under the transform of the first of them.
-        covered = {k for name, _ in found for k in self.checkpoint.origins[name].keys}
-        for name, origin in self.checkpoint.origins.items():
-            if found and set(origin.keys) <= set(weight.keys) and not set(origin.keys) <= covered:
-                yield name, found[0][1]
-
-    def _distance(self, blob: Blob, name: str, steps: tuple[str, ...]) -> tuple[int, float]:
-        """How many elements of the stored weight are not what the tensor gives, and by how much."""
-        assert isinstance(blob.type, TensorType)
-        size = blob.type.size or 0
-        tensor = self.checkpoint.tensors[name]
-        turned, roundings = _turned(tensor, steps)
-        unrounded = blob.type.dtype is DType.FP16 and not roundings
-        if turned is None or turned.size != size or unrounded:
-            return size, float("nan")
-        stored = self.package.weights.array(blob).reshape(-1)
-        start, differing, largest = 0, 0, 0.0
-        for piece in _blocks(turned):
-            for rounding in roundings:
-                piece = rounding(piece)
-            mine = stored[start : start + piece.size]
-            expected = piece.astype(mine.dtype, copy=False)
-            if not np.array_equal(mine.view(np.uint8), np.ascontiguousarray(expected).view(np.uint8)):
-                unequal = np.frombuffer(mine.tobytes(), mine.dtype) != expected
-                unequal |= np.signbit(mine) != np.signbit(expected)
-                far = np.abs(mine.astype(np.float64) - expected.astype(np.float64))[unequal]
-                differing += max(int(unequal.sum()), 1)
-                largest = float(np.max(far, initial=largest))
-            start += piece.size
-        self.package.weights.release(blob)
-        if tensor.flags.c_contiguous:
-            release(tensor)
-        return differing, largest
+        elif found.differing is None:
+            yield self._bad(weight, f"is not {made}")
+        elif found.differing:
+            elements = f"{found.differing} of {math.prod(weight.shape)} elements"
+            words = f"{elements} are not {made}; max abs {found.max_abs:.4g}"
+            yield self._bad(weight, words, found.max_abs)
+        elif found.keys != set(weight.keys):
+            missing = ", ".join(sorted(set(weight.keys) - found.keys))
+            yield self._bad(weight, f"comes from {', '.join(sorted(found.keys))}, and not from {missing}")
 
     def _bad(self, weight: WeightRecord, what: str, size: float | None = None) -> Finding:
         return Finding("weight", self.record.package, f"{weight.name}: {what}", size)
-
-
-def _rest(transform: str, origin: str) -> tuple[str, ...] | None:
-    """The steps of ``transform`` behind those of a tensor's origin; None when it has other ones."""
-    if transform == origin:
-        return ()
-    if origin != "identity" and not transform.startswith(f"{origin}; "):
-        return None
-    rest = transform if origin == "identity" else transform.removeprefix(f"{origin}; ")
-    steps = tuple(rest.split("; "))
-    known = all(step in _ROUNDINGS or _TRANSPOSED.fullmatch(step) for step in steps)
-    return steps if known else None
-
-
-_ROUNDINGS: Mapping[str, Callable[[Array], Array]] = {
-    NEAREST: lambda piece: _half(piece),
-    NEAREST_NONZERO: lambda piece: nearest_nonzero(piece, _half),
-}
-
-
-def _half(piece: Array) -> Array:
-    with np.errstate(over="ignore"):
-        return piece.astype(np.float16)
-
-
-def _turned(tensor: Array, steps: tuple[str, ...]) -> tuple[Array | None, list[Callable[[Array], Array]]]:
-    """A view of ``tensor`` with its axes in the order that ``steps`` ask for, None when it has no such
-    axes, and the roundings among them."""
-    roundings = []
-    for step in steps:
-        if found := _TRANSPOSED.fullmatch(step):
-            order = [int(axis) for axis in found[1].split(", ")]
-            if sorted(order) != list(range(tensor.ndim)):
-                return None, []
-            tensor = tensor.transpose(order)
-        else:
-            roundings.append(_ROUNDINGS[step])
-    return tensor, roundings
-
-
-def _blocks(array: Array) -> Iterator[Array]:
-    """``array`` in C order as flat pieces of at most _PIECE elements, whatever its strides."""
-    if array.flags.c_contiguous:
-        yield from pieces(array)
-    elif array.size <= _PIECE:
-        yield np.ascontiguousarray(array).reshape(-1)
-    else:
-        rows = max(1, _PIECE // max(1, array[0].size))
-        for start in range(0, len(array), rows):
-            yield from _blocks(array[start] if rows == 1 else array[start : start + rows])

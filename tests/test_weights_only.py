@@ -19,8 +19,9 @@ from support import Cli, Made, flip_bit, sign
 
 from coreproof import catalog
 from coreproof.convert.checkpoint import Checkpoint, FileDigest, Origin
+from coreproof.convert.retrace import _blocks
 from coreproof.package.manifest import PackageRecord, WeightRecord, load_manifest
-from coreproof.weights_only import WeightsOnly, _blocks, _Package, verify_weights
+from coreproof.weights_only import WeightsOnly, _Package, verify_weights
 
 PACKAGE = "streaming_fir_fp16.mlpackage"
 
@@ -195,6 +196,10 @@ FORGERIES: dict[str, tuple[Callable[[Made], object], str]] = {
         lambda m: edit_record(m.build, name="other"),
         "in the manifest (name, dtype, shape, bytes), ('taps_to_fp16', 'fp16', (1, 1, 33), 66) in the package",
     ),
+    "another hash": (
+        lambda m: edit_record(m.build, sha256="0" * 64),
+        "taps_to_fp16: has sha256 b28209",
+    ),
     "another place": (
         lambda m: edit_record(m.build, offset=128),
         "weights/weight.bin offset 64: coreproof.json has no weight there",
@@ -240,7 +245,7 @@ def test_a_checkpoint_that_changed_under_the_same_manifest(streaming_fir: Made, 
 
 
 def test_pieces_of_any_strides_come_in_c_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coreproof.weights_only._PIECE", 6)
+    monkeypatch.setattr("coreproof.convert.retrace._PIECE", 6)
     array = np.arange(120).reshape(4, 5, 6)
     for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0)):
         turned = array.transpose(order)
