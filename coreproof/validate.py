@@ -98,7 +98,7 @@ def validate(
         parts.gates,
         controls=[c.name for c in suite.controls],
         stages={c.stage for c in cases},
-        variants=(*parts.recipe().variants, *parts.recipe().recorded),
+        variants=(*parts.recipe().variants, *parts.recipe().on_request),
     )
     verdicts = tuple(judge_excitations(suite.excitations(reference.arrays), gates))
     results = [

@@ -60,7 +60,7 @@ def verify(build: Path, parts: ModelParts, path: Path, scratch: Path, report: Re
     exported = {(p.variant, p.stage) for p in manifest.packages}
     pairs = [
         (v, s)
-        for v in (*recipe.variants, *recipe.recorded)
+        for v in (*recipe.variants, *recipe.on_request)
         for s in recipe.stages(checkpoint, v)
         if (v, s.name) in exported
     ]

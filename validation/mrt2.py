@@ -21,11 +21,10 @@ from coreproof_exporters.mrt2.architecture import (
     ROWS_PER_FRAME,
     SIZES,
     STFT_STEP,
-    WINDOW,
     Config,
 )
-from coreproof_exporters.mrt2.contract import COLUMNS, HIDDEN_SCORE, cache_shape, carried, stems
-from coreproof_exporters.mrt2.recipe import CHUNKS
+from coreproof_exporters.mrt2.contract import burst_bias, cache_shape, carried, stems
+from coreproof_exporters.mrt2.recipe import BURSTS, CHUNKS
 from coreproof_validation.mrt2_controls import CONTROLS
 
 # Below this distance of the two best scores a frame is a tie: which of them wins is chance.
@@ -71,18 +70,29 @@ def _temporal(arrays: Arrays, config: Config) -> Iterator[Case]:
         {"temporal_inputs": x[np.newaxis, np.newaxis], "source_encoded": source[np.newaxis, np.newaxis]}
         for x, source in zip(arrays["temporal_inputs"], sources, strict=True)
     ]
-    shown = [{**step, "cache_valid_bias": bias_row(seen)} for seen, step in enumerate(plain)]
+    shown = [{**step, "cache_valid_bias": burst_bias(seen, 1)} for seen, step in enumerate(plain)]
     empty = {f"{stem}_in": np.zeros(cache_shape(config), np.float32) for stem in stems(config)}
     yield Case("stream", "temporal_carry", [{**shown[0], **empty}, *shown[1:]], expected, carry=_carry_caches)
     yield Case("stream_states", "temporal_stateful", shown, expected)
     yield Case("stream_published", "temporal_published_contract", plain, expected)
+    for frames in BURSTS:
+        yield _burst(arrays, sources, frames)
 
 
-def bias_row(seen: int) -> np.ndarray:
-    """The bias float32 (1, 1, 1, 43) of chronological caches after ``seen`` frames, the newest last."""
-    bias = np.zeros((1, 1, 1, COLUMNS), np.float32)
-    bias[..., 1 : 1 + WINDOW - min(seen, WINDOW)] = HIDDEN_SCORE
-    return bias
+def _burst(arrays: Arrays, sources: np.ndarray, frames: int) -> Case:
+    """The stream in calls of ``frames`` frames, as many as are whole."""
+    starts = range(0, len(sources) - frames + 1, frames)
+    inputs, outputs = arrays["temporal_inputs"], arrays["temporal_outputs"]
+    steps = [
+        {
+            "temporal_inputs": inputs[np.newaxis, start : start + frames],
+            "source_encoded": sources[np.newaxis, start : start + frames],
+            "cache_valid_bias": burst_bias(start, frames),
+        }
+        for start in starts
+    ]
+    expected = np.stack([outputs[np.newaxis, start : start + frames] for start in starts])
+    return Case(f"stream_bursts_{frames}", f"temporal_burst_{frames}", steps, {"temporal_outputs": expected})
 
 
 def _carry_caches(inputs: Arrays, outputs: Arrays) -> Arrays:
@@ -193,14 +203,15 @@ def _drift(outcome: Outcome) -> Mapping[str, float]:
     actual, expected = outcome.actual.get("temporal_outputs"), outcome.case.expected["temporal_outputs"]
     if actual is None or actual.shape != expected.shape:
         return {}
-    pairs = list(zip(actual, expected, strict=True))
+    width = expected.shape[-1]
+    pairs = list(zip(actual.reshape(-1, width), expected.reshape(-1, width), strict=True))
     snr = [METRICS["snr_db"].fn(a, e) for a, e in pairs]
     correlation = [METRICS["pearson_correlation"].fn(a, e) for a, e in pairs]
     # numpy's min keeps a NaN, which no gate lets pass.
     return {
         "frame_correlation": float(np.min(correlation)),
         "frame_snr_db": float(np.min(snr)),
-        **{f"snr_db_frame_{frame}": snr[frame - 1] for frame in LISTED},
+        **{f"snr_db_frame_{frame}": snr[frame - 1] for frame in LISTED if frame <= len(snr)},
     }
 
 

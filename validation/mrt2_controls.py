@@ -38,14 +38,14 @@ def _memoryless(module: Any) -> None:
     """The published stateful graph: every cached slot is written and then hidden."""
     import torch
 
-    from coreproof_exporters.mrt2.contract import COLUMNS, HIDDEN_SCORE
+    from coreproof_exporters.mrt2.architecture import WINDOW
+    from coreproof_exporters.mrt2.contract import HIDDEN_SCORE
     from coreproof_exporters.mrt2.temporal import Attention
 
-    hidden = torch.full((1, 1, 1, COLUMNS), HIDDEN_SCORE)
-    hidden[..., 0] = hidden[..., -1] = 0.0
-
     def forward(own: Any, x: Any, source: Any, keys: Any, values: Any, bias: Any) -> Any:
-        return Attention.forward(own, x, source, keys, values, bias * 0.0 + hidden)
+        hidden = torch.zeros(1 + WINDOW + own.frames)
+        hidden[1 : 1 + WINDOW] = HIDDEN_SCORE
+        return Attention.forward(own, x, source, keys, values, bias + hidden)
 
     for attention in _each(module, "Attention"):
         attention.forward = partial(forward, attention)

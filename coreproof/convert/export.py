@@ -33,11 +33,11 @@ def select(
     recipe: Recipe, checkpoint: Checkpoint, variants: Sequence[str], stages: Sequence[str]
 ) -> list[tuple[str, Stage]]:
     """(variant, Stage) pairs to export, in the recipe's order. No stages given means all, no variants
-    all but the recorded ones.
+    all but those on request.
 
     Raises UsageError for a name the recipe does not have.
     """
-    known = (*recipe.variants, *recipe.recorded)
+    known = (*recipe.variants, *recipe.on_request)
     for variant in variants:
         if variant not in known:
             raise UsageError(f"{recipe.name} has no variant {variant!r}; it has {', '.join(known)}")

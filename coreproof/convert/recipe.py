@@ -101,8 +101,7 @@ class Recipe:
     """Everything coreproof needs to know of a model to export it.
 
     ``load(path)`` reads a checkpoint; ``stages(checkpoint, variant)`` lists a variant's packages;
-    ``recorded`` are variants beside ``variants`` that are exported only when they are named, and judged for
-    the record: their failing does not fail a build (the gate file says whose gates judge them);
+    ``on_request`` are variants beside ``variants`` that are exported only when they are named;
     ``synth(folder, size, seed)`` writes a synthetic checkpoint, size being ``small`` or ``full``.
     ``side_files`` are files of the checkpoint's folder that a host needs beside the packages (a
     tokenizer). ``host_files(checkpoint)`` makes further ones from weights that no package holds, the
@@ -114,7 +113,7 @@ class Recipe:
     variants: tuple[str, ...]
     stages: Callable[[Checkpoint, str], tuple[Stage, ...]]
     synth: Callable[[Path, str, int], None]
-    recorded: tuple[str, ...] = ()
+    on_request: tuple[str, ...] = ()
     published: Published | None = None
     side_files: tuple[str, ...] = ()
     host_files: Callable[[Checkpoint], Mapping[str, bytes]] | None = None

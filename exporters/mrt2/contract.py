@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from coreproof_exporters.mrt2.architecture import BLOCKS, INPUT_BINS, LAST_KERNEL, WINDOW, Config
 
 COLUMNS = 1 + WINDOW + 1  # of the bias row: the sink, the cached frames, the current frame
@@ -19,6 +21,18 @@ def stems(config: Config) -> list[str]:
         for kind in ("self", "cross")
         for part in ("key", "value")
     ]
+
+
+def burst_bias(seen: int, frames: int) -> np.ndarray:
+    """The bias float32 (1, 1, frames, 42 + frames) of chronological caches, the newest last, after ``seen``
+    frames: columns are the sink, 41 cached frames and the frames of the call. A frame sees itself and the
+    41 before it, as far as there are so many."""
+    bias = np.full((1, 1, frames, 1 + WINDOW + frames), HIDDEN_SCORE, np.float32)
+    bias[..., 0] = 0.0
+    for frame in range(frames):
+        first = max(frame, WINDOW - seen)
+        bias[0, 0, frame, 1 + first : 2 + WINDOW + frame] = 0.0
+    return bias
 
 
 def cache_shape(config: Config, frames: int = WINDOW) -> tuple[int, ...]:

@@ -4,9 +4,8 @@ A frame goes through ``conditioning_encoder`` (when the controls change), ``temp
 ``temporal_stateful``, ``depth_rollout``, the host's sum of codebook rows, a ``spectrostream_decoder`` and
 the host's inverse STFT. ``depth_logits`` serves comparison.
 
-Every temporal graph takes one frame. Ports of this model report that stateful graphs of two frames
-and more convert, in 20 s to 671 s, but do not compile for an iPhone's Neural Engine (Core ML error
--14), and that 25 frames took 7.6 s on CPU and GPU. Nothing of that was measured here.
+``temporal_burst_2`` to ``_25``, in the variant ``bursts``, are the stateful graph for as many known frames
+at once, such as a prompt's. See BURST_REPORT before shipping one.
 """
 
 from __future__ import annotations
@@ -26,16 +25,24 @@ from coreproof_exporters.mrt2.architecture import (
     HALF_CHANNELS,
     LOOKAHEAD_ROWS,
     ROWS_PER_FRAME,
+    WINDOW,
     vocabulary,
 )
 from coreproof_exporters.mrt2.checkpoint import load
-from coreproof_exporters.mrt2.contract import COLUMNS, STEP, STREAM_FRAMES, cache_shape, carried, stems
+from coreproof_exporters.mrt2.contract import STEP, STREAM_FRAMES, cache_shape, carried, stems
 from coreproof_exporters.mrt2.synth import synth
 
 if TYPE_CHECKING:
     import torch
 
 VARIANTS = ("fp16", "fp32", "published_contract")
+BURSTS = range(2, 26)  # frames
+BURST_REPORT = (
+    "Reported by ports of this model, not measured here: stateful graphs of 2 to 25 frames, unrolled frame by "
+    "frame, converted on a Mac in 20.5 s to 671 s and compiled there, but failed to compile for an iPhone's "
+    "Neural Engine (Core ML error -14); 25 frames took 7.6 s a prediction on CPU and GPU. This graph is not "
+    "unrolled: the frames of a call share every op."
+)
 # The compression ladder of the fp16 temporal body and rollout, on record. Uncompressed is the default.
 LADDER = {
     "int8": Compression("linear", 8),
@@ -55,6 +62,8 @@ def stages(checkpoint: Checkpoint, variant: str) -> tuple[Stage, ...]:
     inputs and states, with the state ``step`` as its one departure."""
     if variant == "published_contract":
         return (_stateful(checkpoint, published=True),)
+    if variant == "bursts":
+        return tuple(_burst(checkpoint, frames) for frames in BURSTS)
     if variant in LADDER:
         plain = (_carry(checkpoint, "fp16"), _rollout(checkpoint, "fp16"))
         return tuple(
@@ -117,15 +126,36 @@ def _stateful(checkpoint: Checkpoint, *, published: bool = False) -> Stage:
     )
 
 
-def _frame_inputs(config: Mapping[str, int]) -> tuple[TensorSpec, ...]:
+def _burst(checkpoint: Checkpoint, frames: int) -> Stage:
+    config = checkpoint.config
+
+    def module(checkpoint: Checkpoint) -> torch.nn.Module:
+        from coreproof_exporters.mrt2 import modules, temporal
+
+        return modules.temporal(checkpoint, lambda config: temporal.TemporalStateful(config, frames))
+
+    stage = _stage(
+        checkpoint,
+        "fp16",
+        name=f"temporal_burst_{frames}",
+        what=f"{frames} frames of the temporal body with 41 frames of keys and values in states",
+        module=module,
+        inputs=(*_frame_inputs(config, frames), _bias("fp16", frames)),
+        outputs=(TensorSpec("temporal_outputs", (1, frames, config["width"]), "fp32"),),
+        states=tuple(StateSpec(stem, cache_shape(config)) for stem in stems(config)),
+    )
+    return replace(stage, metadata={**stage.metadata, "reported": BURST_REPORT})
+
+
+def _frame_inputs(config: Mapping[str, int], frames: int = 1) -> tuple[TensorSpec, ...]:
     return (
-        TensorSpec("temporal_inputs", (1, 1, config["width"]), "fp32"),
-        TensorSpec("source_encoded", (1, 1, config["source_width"]), "fp32"),
+        TensorSpec("temporal_inputs", (1, frames, config["width"]), "fp32"),
+        TensorSpec("source_encoded", (1, frames, config["source_width"]), "fp32"),
     )
 
 
-def _bias(dtype: str) -> TensorSpec:
-    return TensorSpec("cache_valid_bias", (1, 1, 1, COLUMNS), dtype)
+def _bias(dtype: str, frames: int = 1) -> TensorSpec:
+    return TensorSpec("cache_valid_bias", (1, 1, frames, 1 + WINDOW + frames), dtype)
 
 
 def _depth_logits(checkpoint: Checkpoint) -> Stage:
@@ -265,6 +295,6 @@ RECIPE = Recipe(
     variants=VARIANTS,
     stages=stages,
     synth=synth,
-    recorded=tuple(LADDER),
+    on_request=("bursts", *LADDER),
     host_files=host_files,
 )

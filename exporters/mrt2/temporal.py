@@ -40,14 +40,14 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """One frame attends to a learned sink, the cached frames and itself.
+    """Frames attend to a learned sink, the cached frames and those of their own call.
 
-    ``forward(x, source, keys, values, bias)``: x (1, 1, D); source, what keys and values are projected
-    from, x's normed self when None; caches (1, 41, H, W); bias (1, 1, 1, 43), 0 or -1e4 a column.
-    Returns the sum with x, and this frame's key and value (1, 1, H, W).
+    ``forward(x, source, keys, values, bias)``: x (1, F, D); source, what keys and values are projected
+    from, x's normed self when None; caches (1, 41, H, W); bias (1, 1, F, 42 + F), 0 or -1e4 a column.
+    Returns the sum with x, and the frames' keys and values (1, F, H, W).
     """
 
-    def __init__(self, config: Config, inputs: int) -> None:
+    def __init__(self, config: Config, inputs: int, frames: int) -> None:
         super().__init__()
         width, heads, head_width = config["width"], config["heads"], config["head_width"]
         self.pre_norm = RmsNorm(width)
@@ -58,30 +58,40 @@ class Attention(nn.Module):
         self.sink_value = nn.Parameter(torch.empty(1, 1, heads, head_width))
         self.output = nn.Linear(heads * head_width, width, bias=False)
         self.post_norm = RmsNorm(width)
+        self.frames = frames
         self.row = (1, heads, 1, head_width)
-        self.frame = (1, 1, heads, head_width)
-        self.joined = (1, 1, heads * head_width)
+        self.frame = (1, frames, heads, head_width)
+        self.joined = (1, frames, heads * head_width)
 
     def forward(
         self, x: Tensor, source: Tensor | None, keys: Tensor, values: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         normed = self.pre_norm(x)
         seen = normed if source is None else source
-        query = self.query(normed).reshape(self.row)
+        query = self._by_head(self.query(normed))
         key = self.key(seen).reshape(self.frame)
         value = self.value(seen).reshape(self.frame)
-        all_keys = torch.cat([self.sink_key, keys, key], dim=1)  # (1, 43, H, W)
+        all_keys = torch.cat([self.sink_key, keys, key], dim=1)  # (1, 42 + F, H, W)
         all_values = torch.cat([self.sink_value, values, value], dim=1)
-        scores = torch.matmul(query, all_keys.permute(0, 2, 3, 1)) + bias  # (1, H, 1, 43)
-        context = torch.matmul(scores.softmax(dim=-1), all_values.permute(0, 2, 1, 3))  # (1, H, 1, W)
-        return x + self.post_norm(self.output(context.reshape(self.joined))), key, value
+        scores = torch.matmul(query, all_keys.permute(0, 2, 3, 1)) + bias  # (1, H, F, 42 + F)
+        context = torch.matmul(scores.softmax(dim=-1), all_values.permute(0, 2, 1, 3))  # (1, H, F, W)
+        return x + self.post_norm(self.output(self._by_frame(context))), key, value
+
+    # One frame's rows are in order already, and a graph of one frame needs no transposition.
+
+    def _by_head(self, query: Tensor) -> Tensor:
+        return query.reshape(self.row) if self.frames == 1 else query.reshape(self.frame).permute(0, 2, 1, 3)
+
+    def _by_frame(self, context: Tensor) -> Tensor:
+        moved = context if self.frames == 1 else context.permute(0, 2, 1, 3)
+        return moved.reshape(self.joined)
 
 
 class Layer(nn.Module):
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, frames: int = 1) -> None:
         super().__init__()
-        self.self = Attention(config, config["width"])
-        self.cross = Attention(config, config["source_width"])
+        self.self = Attention(config, config["width"], frames)
+        self.cross = Attention(config, config["source_width"], frames)
         self.ffn = FeedForward(config["width"], config["ffn"])
 
     def forward(
@@ -113,16 +123,17 @@ class TemporalCarry(nn.Module):
 
 
 class TemporalStateful(nn.Module):
-    """One frame whose caches are states, chronological, the newest last.
+    """F frames, one by default, whose caches are states, chronological, the newest last.
 
-    ``temporal_inputs`` (1, 1, D), ``source_encoded`` (1, 1, S), ``cache_valid_bias`` (1, 1, 1, 43) ->
-    ``temporal_outputs`` (1, 1, D). Each of the ``*_cache`` states (1, 41, H, W) moves on by one frame,
-    so after n frames its last n slots are filled and the bias must show those.
+    ``temporal_inputs`` (1, F, D), ``source_encoded`` (1, F, S), ``cache_valid_bias`` (1, 1, F, 42 + F) ->
+    ``temporal_outputs`` (1, F, D). Each of the ``*_cache`` states (1, 41, H, W) moves on by F frames, so
+    after n frames its last n slots are filled. The bias must show those, and to each frame of several no
+    more than the 41 before it: see :func:`coreproof_exporters.mrt2.contract.burst_bias`.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, frames: int = 1) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config["layers"]))
+        self.layers = nn.ModuleList(Layer(config, frames) for _ in range(config["layers"]))
         self.names = stems(config)
         shape = cache_shape(config)
         for name in self.names:
@@ -138,7 +149,7 @@ class TemporalStateful(nn.Module):
         return x
 
     def keep(self, cache: Tensor, frame: Tensor) -> None:
-        cache[:] = torch.cat([cache[:, 1:], frame], dim=1)
+        cache[:] = torch.cat([cache[:, frame.shape[1] :], frame], dim=1)
 
 
 class TemporalPublished(TemporalStateful):
