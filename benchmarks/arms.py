@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from export_arms import EXPORT_ARMS, EXPORT_NEEDS
 from graph_arms import GRAPH_ARMS, GRAPH_NEEDS
+from mrt2_arms import MRT2_ARMS, MRT2_NEEDS
 from timing import Predict, onnx_session, predictions, seconds
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ ARMS: Mapping[str, Callable[[Path], Mapping[str, Any]]] = {
     "onnxruntime": onnxruntime,
     **GRAPH_ARMS,
     **EXPORT_ARMS,
+    **MRT2_ARMS,
     # Run once, untimed.
     "build": prepare_build,
     "onnx model": prepare_onnx,
@@ -177,6 +179,7 @@ NEEDS = {
     "onnxruntime": "onnx model",
     **GRAPH_NEEDS,
     **EXPORT_NEEDS,
+    **MRT2_NEEDS,
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from arms import NEEDS
 from graphs import GRAPHS
 from harness import PEAK, Comparison, Figures, Ratio, Side, measure, ratios, run_arm
+from mrt2_arms import STAGES
 from timing import RUNS
 
 from coreproof.cli.console import err, out, print_json, progress, size, table
@@ -44,6 +45,16 @@ COMPARISONS = (
     Comparison("dit", Side("dit mil typed", "warm"), Side("dit torch eager", "warm")),
     Comparison("dit", Side("dit mil typed", "first", None), Side("dit mil typed", "warm", None)),
     Comparison("dit", Side("dit read once", "seconds", None), Side("dit mil typed", "warm", None)),
+    *(
+        Comparison(
+            f"mrt2 {stage}",
+            Side(f"mrt2 {stage} coreproof", "seconds"),
+            Side(f"mrt2 {stage} ct.convert", "seconds"),
+        )
+        for stage in STAGES
+    ),
+    Comparison("mrt2 step", Side("mrt2 mil fp32", "warm"), Side("mrt2 torch eager", "warm")),
+    Comparison("mrt2 step", Side("mrt2 mil typed", "warm"), Side("mrt2 torch eager", "warm")),
     *(comparison for name in GRAPHS for comparison in _graph(name)),
 )
 NOTE = f"""
@@ -51,6 +62,7 @@ A/B of the medians; min..max are of the single pairs of processes.
 export   MiniLM's checkpoint on disk to one fp16 package flushed to disk, with tracing
 dit      a transformer of 24 blocks and 516 M parameters (dit.py): the same; a prediction against the
          torch module's, the first against a warm one, and reading its 1 GB of weights against one
+mrt2     Magenta RealTime 2 at full size: the export of a stage; a step of the temporal carry graph
 runtime  MiniLM: a warm prediction of 1 x 128 tokens (median of {RUNS} in a process)
 open     opening, with torch already imported; memory: what it adds to the peak
 first    the first prediction of a process against its warm ones

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support import sign
 
 from coreproof import catalog
 from coreproof.convert.checkpoint import Checkpoint
@@ -15,6 +17,7 @@ from coreproof.evidence import receipt
 from coreproof.evidence.models_page import models_page
 from coreproof.package.manifest import load_manifest
 from coreproof.validate import Validation, validate
+from coreproof.weights_only import verify_weights
 from coreproof_exporters.mrt2 import checkpoint as reader
 from coreproof_exporters.mrt2 import recipe, synth
 
@@ -87,3 +90,32 @@ def test_the_manifest_names_what_every_compressed_weight_is_of(judged: Validatio
     assert all(len(keys) >= 1 for keys in data.values())
     assert record.compression is not None
     assert record.compression.left == ()
+
+
+def test_the_weights_alone_show_where_they_came_from(judged: Validation, folder: Path) -> None:
+    found = verify_weights(folder / "build", catalog.find("mrt2"), folder, QUIET)
+    assert found.passed, found.findings
+    assert all(package.weights > 50 for package in found.packages)
+
+
+@pytest.mark.parametrize(
+    ("variant", "part"),
+    [("int8", ".data"), ("int8", ".scale"), ("palette4_grouped", ".indices"), ("palette4_grouped", ".lut")],
+)
+def test_a_compressed_weight_of_another_key_is_found(
+    judged: Validation, folder: Path, tmp_path: Path, variant: str, part: str
+) -> None:
+    build = tmp_path / "build"
+    shutil.copytree(folder / "build", build)
+    manifest = load_manifest(build)
+    record = next(p for p in manifest.packages if p.variant == variant)
+    kernels = [w for w in record.weights if w.name.endswith(part) and "key_projection" in w.keys[0]]
+    first = kernels[0]
+    other = next(w for w in kernels[1:] if w.shape == first.shape)
+    forged = tuple(replace(w, keys=other.keys) if w is first else w for w in record.weights)
+    packages = tuple(replace(p, weights=forged) if p is record else p for p in manifest.packages)
+    sign(build, packages=packages)
+    found = verify_weights(build, catalog.find("mrt2"), folder, QUIET)
+    assert len(found.findings) == 1
+    assert first.name in str(found.findings[0])
+    assert "but" in str(found.findings[0])
