@@ -244,6 +244,7 @@ _TORCH_ORDER: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _fused(x: Tensor, h: Tensor, c: Tensor, layer: _Layer) -> tuple[Tensor, ...]:
+    _check_shapes(x, h, c, layer)
     weights = [_torch_order(layer.weight_ih), _torch_order(layer.weight_hh)]
     if layer.bias is not None:
         weights += [_torch_order(layer.bias), torch.zeros_like(layer.bias)]
@@ -251,6 +252,26 @@ def _fused(x: Tensor, h: Tensor, c: Tensor, layer: _Layer) -> tuple[Tensor, ...]
     biased = layer.bias is not None
     sequence, h, c = torch.lstm(x, state, weights, biased, 1, 0.0, False, False, False)
     return sequence, h.squeeze(0), c.squeeze(0)
+
+
+def _check_shapes(x: Tensor, h: Tensor, c: Tensor, layer: _Layer) -> None:
+    """Raise ValueError for shapes that do not fit together: torch's fused kernel does not look, and reads
+    and writes outside what it was given."""
+    _, batch, features = x.shape
+    hidden = layer.weight_hh.shape[-1]
+    expected = {
+        "initial_h": (h, (batch, hidden)),
+        "initial_c": (c, (batch, hidden)),
+        "weight_ih": (layer.weight_ih, (4 * hidden, features)),
+        "weight_hh": (layer.weight_hh, (4 * hidden, hidden)),
+        "bias": (layer.bias, (4 * hidden,)),
+    }
+    for name, (value, shape) in expected.items():
+        if value is not None and tuple(value.shape) != shape:
+            raise ValueError(
+                f"{name} of one direction has shape {list(value.shape)}, x of shape {list(x.shape)} and "
+                f"hidden size {hidden} take {list(shape)}"
+            )
 
 
 def _torch_order(weight: Tensor) -> Tensor:

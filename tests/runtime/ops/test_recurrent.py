@@ -303,6 +303,15 @@ def test_refused(name: str, gates: int, wrong: dict[str, str], message: str) -> 
         ours(name, **start, **weights(gates), **wrong)
 
 
+@pytest.mark.parametrize("name", ["initial_h", "initial_c", "weight_ih", "weight_hh", "bias"])
+def test_shapes_that_torch_s_kernel_would_not_look_at(name: str) -> None:
+    """Found by fuzzing (spec, mutant 11169): the process was aborted."""
+    given = lstm_inputs(5) | weights(4)
+    given[name] = np.concatenate([given[name]] * 2)
+    with pytest.raises(ValueError, match=f"{name} of one direction has shape"):
+        ours("lstm", **given)
+
+
 @pytest.mark.parametrize("absent", ["weight_ih_back", "weight_hh_back"])
 def test_bidirectional_without_weights(absent: str) -> None:
     back = {f"{name}_back": array for name, array in weights(4).items()}
