@@ -21,6 +21,7 @@ from typing import TypeVar
 from coreproof.audio.sound import Sound
 from coreproof.convert.recipe import Recipe
 from coreproof.errors import UsageError
+from coreproof.package.manifest import checkpoint_digest, digest_files
 from coreproof.parity.suite import Reference, Suite
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ T = TypeVar("T")
 _EXPORTERS = "coreproof_exporters"
 _VALIDATION = "coreproof_validation"
 _FIXTURES = "coreproof_fixtures"
+_FOLDER = "coreproof_folder_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,13 @@ class ModelParts:
 
     def suite(self) -> Suite:
         return _attribute(self.suite_module, "SUITE", Suite)
+
+    def suite_digest(self) -> str:
+        """One sha256 for the sources of the suite: of a shipped model ``<name>.py`` and ``<name>_*.py``
+        beside the gates, of a recipe folder all its modules."""
+        folder = self.gates.parent
+        patterns = ("*.py",) if self.package.startswith(_FOLDER) else (f"{self.name}.py", f"{self.name}_*.py")
+        return checkpoint_digest(digest_files(folder, {p.name for g in patterns for p in folder.glob(g)}))
 
     def compute_reference(self) -> Callable[[Path], Reference]:
         """The model's ``reference.compute``, which runs the official implementation."""
@@ -123,7 +132,7 @@ def of_build(made_as: str, given: str | None) -> ModelParts:
 
 def _folder_package(folder: Path) -> str:
     """Make ``folder`` importable as a package of its own, without touching ``sys.path``."""
-    name = f"coreproof_folder_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    name = f"{_FOLDER}{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_loader(name, loader=None, is_package=True)
         assert spec is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -46,6 +47,15 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     if data is None or len(data) > max_bytes:
         raise PackageError(f"{path}: larger than the {max_bytes} bytes allowed for such a file")
     return data
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a regular file, read in chunks. Raises PackageError."""
+    with os.fdopen(open_regular(path), "rb") as stream:
+        try:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise PackageError(f"{path}: cannot be read: {_cause(error)}") from None
 
 
 def _cause(error: OSError | ValueError) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
 
 from coreproof.convert.recipe import Published, Recipe
 from coreproof.errors import CheckpointError
+from coreproof.files import sha256_of
 
 
 def fetch_checkpoint(recipe: Recipe) -> Path:
@@ -40,12 +40,6 @@ def fetch_checkpoint(recipe: Recipe) -> Path:
                 "delete the cached file and fetch it again"
             )
     return next(iter(paths.values())).parent
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file, read in chunks."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _by_hand(model: str, pinned: Published, cause: str) -> str:

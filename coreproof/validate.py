@@ -21,7 +21,15 @@ from coreproof.convert.checkpoint import Checkpoint
 from coreproof.convert.convert import Report
 from coreproof.convert.recipe import NUMPY, Stage
 from coreproof.errors import FixtureError, JudgedBadError
-from coreproof.package.manifest import Manifest, PackageRecord, check_files, checkpoint_digest, load_manifest
+from coreproof.files import sha256_of
+from coreproof.package.manifest import (
+    MANIFEST,
+    Manifest,
+    PackageRecord,
+    check_files,
+    checkpoint_digest,
+    load_manifest,
+)
 from coreproof.parity.comparison import CaseComparison, Judgement, compare_case, judge, judge_excitations
 from coreproof.parity.fixture import Fixture, find, load, save
 from coreproof.parity.gates import Gates, Verdict, load_gates
@@ -45,13 +53,15 @@ class PackageResult:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """A build, judged by one backend."""
+    """A build, judged by one backend. ``judged``: sha256 of the ``manifest``'s file, of the ``gates``
+    file and of the ``suite``'s sources."""
 
     manifest: Manifest
     fixture: Fixture
     backend: str
     excitations: tuple[Verdict, ...]
     packages: tuple[PackageResult, ...]
+    judged: Mapping[str, str]
 
     @property
     def shipping(self) -> tuple[PackageResult, ...]:
@@ -104,7 +114,17 @@ def validate(
     results = [
         _package(build, r, backend, parts, loaded, suite, cases, gates, report) for r in manifest.packages
     ]
-    return Validation(manifest, reference, backend, verdicts, tuple(results))
+    return Validation(manifest, reference, backend, verdicts, tuple(results), what_judges(build, parts))
+
+
+def what_judges(build: Path, parts: ModelParts) -> dict[str, str]:
+    """sha256 of what a verdict on ``build`` depends on, the bytes of its packages apart: see
+    :class:`Validation`."""
+    return {
+        "manifest": sha256_of(build / MANIFEST),
+        "gates": sha256_of(parts.gates),
+        "suite": parts.suite_digest(),
+    }
 
 
 def _checkpoint(parts: ModelParts, path: Path | None, manifest: Manifest) -> Checkpoint | None:

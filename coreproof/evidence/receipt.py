@@ -3,6 +3,10 @@
 A receipt is canonical JSON, schema ``coreproof.receipt/1``:
 
     model, verdict ("pass" or "fail"), backend
+    judged       {manifest, gates, suite}: sha256 of the build's coreproof.json, of the gate file and of
+                 the suite's sources
+    seal         sha256 of this receipt without its seal, which tells an edited figure from a measured one
+                 until someone seals it again
     checkpoint   {sha256, kind: published | synthetic | other, seed}
     fixture      {sha256, provenance}: the official implementation and its versions
     toolchain    versions that shape the package's bytes
@@ -19,7 +23,8 @@ path in a receipt, so the same run on the same machine writes the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,11 +40,12 @@ from coreproof.validate import PackageResult, Validation
 def receipt(validation: Validation) -> dict[str, Any]:
     """The receipt of a validation, as JSON values."""
     manifest, fixture = validation.manifest, validation.fixture
-    return {
+    content = {
         "schema": SCHEMA,
         "model": manifest.model,
         "verdict": "pass" if validation.passed else "fail",
         "backend": validation.backend,
+        "judged": dict(validation.judged),
         "checkpoint": {
             "sha256": manifest.checkpoint.sha256,
             "kind": manifest.checkpoint.kind,
@@ -51,6 +57,12 @@ def receipt(validation: Validation) -> dict[str, Any]:
         "excitations": [v.to_json() for v in validation.excitations],
         "packages": [_package(validation, p) for p in validation.packages],
     }
+    return {**content, "seal": seal(content)}
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """The seal of a receipt's JSON values, its own ``seal`` left out."""
+    return hashlib.sha256(canonical({k: v for k, v in content.items() if k != "seal"})).hexdigest()
 
 
 def write(validation: Validation, build: Path) -> Path:
