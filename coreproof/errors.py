@@ -63,6 +63,10 @@ class BackendError(CoreproofError):
     """A backend that is absent on this machine, or that failed to load or run a package."""
 
 
+class HubError(CoreproofError):
+    """The Hugging Face Hub could not be reached, refused, or failed."""
+
+
 class FixtureError(CoreproofError):
     """Expected tensors that are missing, or that belong to another checkpoint."""
 

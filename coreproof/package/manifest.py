@@ -7,7 +7,8 @@ Canonical JSON (:func:`coreproof.jsonio.canonical`), every key present, no other
     checkpoint   {kind: published | synthetic | other, seed: int or null, unused: {key: reason},
                   files: [{path, size, sha256}], sha256: see :func:`checkpoint_digest`}
     toolchain    {name: version} of what shaped the bytes
-    files        [{path, size, sha256}] of everything in the folder except this file and receipt*.json
+    files        [{path, size, sha256}] of everything in the folder except this file, receipt*.json and
+                 what publishing adds: README.md and SHA256SUMS
     packages     [{package: folder name, stage, variant, target, compute_units,
                    contract: {inputs, outputs, states}, each [{name, shape, dtype}],
                    precision: {compute, kept_fp32: [op name], reason},
@@ -40,10 +41,12 @@ from coreproof.jsonio import canonical, decode, read_json
 from coreproof.package.layout import is_plain, list_files, safe_join
 
 MANIFEST = "coreproof.json"
+CARD = "README.md"
+SUMS = "SHA256SUMS"
 SCHEMA = "coreproof.manifest/1"
 KINDS = ("published", "synthetic", "other")
 
-_MAX_BYTES = 64 << 20
+MAX_MANIFEST_BYTES = 64 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -157,7 +160,7 @@ def load_manifest(build: Path) -> Manifest:
     path = build / MANIFEST
     if not path.exists():
         raise PackageError(f"{build}: not a coreproof build, it has no {MANIFEST}")
-    content = read_json(path, _MAX_BYTES)
+    content = read_json(path, MAX_MANIFEST_BYTES)
     if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
         raise PackageError(f"{path}: not a {SCHEMA} file")
     manifest: Manifest = decode(Manifest, content, str(path))
@@ -212,11 +215,11 @@ def _digest_file(folder: Path, path: str) -> FileDigest:
 
 
 def is_unlisted(path: str) -> bool:
-    """Whether a file of a build folder is no part of the build: this manifest, receipts, and what a
-    write under way or a killed one keeps there."""
+    """Whether a file of a build folder is no part of the build: this manifest, receipts, the card and
+    checksums it was published with, and what a write under way or a killed one keeps there."""
     first, slash, _ = path.partition("/")
     return is_work_folder(Path(first)) or (
-        not slash and (path == MANIFEST or fnmatchcase(path, "receipt*.json"))
+        not slash and (path in (MANIFEST, CARD, SUMS) or fnmatchcase(path, "receipt*.json"))
     )
 
 

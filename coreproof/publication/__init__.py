@@ -1,0 +1,1 @@
+"""Publishing a build to a Hugging Face model repository, and fetching one back, checked."""
