@@ -131,4 +131,10 @@ def _show(plan: Plan, release: Release, whole: bool) -> None:
         say(plan.card_diff or ("README.md as it is there" if plan.head else release.card))
     then = "public" if plan.public else "private"
     now = "new" if plan.head is None else "private" if plan.private else "public"
-    say(f"{plan.repo}: {now} -> {then}; one commit, {size(sum(i.digest.size for i in plan.to_send))} to send")
+    sent = sum(i.digest.size for i in plan.to_send)
+    what = (
+        f"one commit, at most {size(sent)} to send"
+        if plan.to_send or plan.to_remove
+        else "holds all of it already"
+    )
+    say(f"{plan.repo}: {now} -> {then}; {what}")

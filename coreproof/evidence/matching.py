@@ -17,9 +17,9 @@ from typing import Any
 
 from coreproof.catalog import ModelParts
 from coreproof.errors import JudgedBadError, PackageError
-from coreproof.evidence.receipt import SCHEMA, seal
+from coreproof.evidence.seal import SCHEMA, seal
 from coreproof.files import sha256_of
-from coreproof.jsonio import canonical, json_number, read_json
+from coreproof.jsonio import canonical, read_json
 from coreproof.package.manifest import MANIFEST, Manifest, PackageRecord
 from coreproof.parity.comparison import CaseComparison, OutputComparison, judge, judge_excitations
 from coreproof.parity.gates import Gates, load_gates
@@ -70,11 +70,10 @@ def check_figures(
     for name, content in receipts.items():
         path = str(build / name)
         with _readable(build / name):
-            for what, digest in (("gates", sha256_of(parts.gates)), ("suite", parts.suite_digest())):
-                if content["judged"][what] != digest:
-                    raise JudgedBadError(
-                        f"{path}: judged with another {what} than {parts.name} has now; {_AGAIN}"
-                    )
+            if content["judged"]["gates"] != sha256_of(parts.gates):
+                raise JudgedBadError(f"{path}: judged by other gates than {parts.name} has now; {_AGAIN}")
+            if content["judged"]["suite"] != parts.suite_digest():
+                raise JudgedBadError(f"{path}: judged by another suite than {parts.name} has now; {_AGAIN}")
             _check_excitations(path, content, gates)
             for package, record in zip(content["packages"], _records(content, manifest), strict=True):
                 _check_verdicts(f"{path}: {record.package}", package, record, gates)
@@ -163,9 +162,11 @@ def _check_verdicts(where: str, package: Receipt, record: PackageRecord, gates: 
     for recorded, verdict in zip(package["gates"], again.verdicts, strict=False):
         if canonical(recorded) != canonical(verdict.to_json()):
             name = f"{verdict.name} {verdict.metric}" if verdict.metric else verdict.name
-            value = "nothing" if verdict.value is None else json_number(verdict.value)
+            own = verdict.to_json()["value"]
+            if recorded["value"] == own:
+                raise JudgedBadError(f"{where}: its verdict on {name} is not the one of the gates; {_AGAIN}")
             raise JudgedBadError(
-                f"{where}: the receipt says {recorded['value']} of {name}, its own figures give {value}; {_AGAIN}"
+                f"{where}: the receipt says {recorded['value']} of {name}, its own figures give {own}; {_AGAIN}"
             )
     if len(package["gates"]) != len(again.verdicts) or not again.passed:
         raise JudgedBadError(f"{where}: does not pass the gates as they are now; {_AGAIN}")

@@ -9,7 +9,7 @@ import jinja2
 
 from coreproof.cli.console import number
 from coreproof.errors import PackageError
-from coreproof.evidence.check import SCHEMA
+from coreproof.evidence.seal import SCHEMA
 from coreproof.jsonio import read_json
 
 _TEMPLATE = jinja2.Environment(

@@ -23,14 +23,13 @@ path in a receipt, so the same run on the same machine writes the same bytes.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from coreproof.atomic import atomic_file
-from coreproof.evidence.check import SCHEMA
+from coreproof.evidence.seal import SCHEMA, seal
 from coreproof.jsonio import canonical, json_number
 from coreproof.parity.comparison import CaseComparison
 from coreproof.toolchain import machine
@@ -58,11 +57,6 @@ def receipt(validation: Validation) -> dict[str, Any]:
         "packages": [_package(validation, p) for p in validation.packages],
     }
     return {**content, "seal": seal(content)}
-
-
-def seal(content: Mapping[str, Any]) -> str:
-    """The seal of a receipt's JSON values, its own ``seal`` left out."""
-    return hashlib.sha256(canonical({k: v for k, v in content.items() if k != "seal"})).hexdigest()
 
 
 def write(validation: Validation, build: Path) -> Path:

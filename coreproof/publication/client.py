@@ -74,10 +74,9 @@ def _is_passing(error: Exception) -> bool:
 
 
 def _is_transport(error: BaseException) -> bool:
-    """Whether the connection failed; the client's HTTP library differs from version to version."""
-    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2") or isinstance(
-        error, ConnectionError
-    )
+    """Whether the connection failed; the client's HTTP library has another name in each of its versions."""
+    library = type(error).__module__.partition(".")[0]
+    return library.startswith(("httpx", "httpcore")) or isinstance(error, ConnectionError)
 
 
 def _status(error: BaseException) -> int | None:
@@ -88,7 +87,7 @@ def _explain(error: BaseException) -> str:
     from huggingface_hub import errors
 
     root = error
-    while root.__cause__ is not None and _status(root) is None:
+    while root.__cause__ is not None and _status(root) is None and not _is_transport(root):
         root = root.__cause__
     status = _status(root)
     kinds: list[tuple[type[BaseException], str]] = [

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
-from repository import REGULAR_LIMIT, Conflict, Repository, Stored
+from hub_repository import REGULAR_LIMIT, Conflict, Repository, Stored
 
 TOKEN = "hf_neverToBeSeenAnywhere0123456789"
 PAGE = 4  # entries of a listing, so that every listing has several pages
@@ -53,8 +53,9 @@ class Hub:
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     uploaded: list[tuple[str, int]] = field(default_factory=list)  # (sha256, bytes that arrived)
+    sent_again: list[str] = field(default_factory=list)  # sha256 of what was held when it was sent
     stray_tokens: list[str] = field(default_factory=list)
-    on_piece: Callable[[str, int], None] = lambda oid, count: None
+    on_piece: Callable[[str, int], bool] = lambda path, count: False  # whether to cut the connection
 
     def fail(self, pattern: str, times: int = 1, **how: Any) -> None:
         self.faults.append(Fault(pattern, times, **how))
@@ -81,8 +82,8 @@ class Hub:
 
 
 class Refused(Exception):
-    def __init__(self, status: int, code: str = "", message: str = "") -> None:
-        self.status, self.code, self.message = status, code, message
+    def __init__(self, status: int, code: str = "", message: str = "", **more: str) -> None:
+        self.status, self.code, self.message, self.more = status, code, message, more
 
 
 @contextmanager
@@ -128,22 +129,25 @@ class Handler(BaseHTTPRequestHandler):
         self.due = self.hub.fault(self.command, path)
         try:
             self.body = self.read_body(path)
-            if self.due and self.due.status:
-                raise Refused(self.due.status)
-            for pattern, method in self.routes:
-                if found := re.fullmatch(pattern, f"{self.command} {path}"):
-                    getattr(self, method)(**found.groupdict())
-                    return
-            raise Refused(404)
-        except Refused as refused:
-            headers = {"X-Error-Code": refused.code, "X-Error-Message": refused.message}
-            self.answer(
-                {"error": refused.message}, refused.status, **{k: v for k, v in headers.items() if v}
-            )
+            try:
+                self.dispatch(path)
+            except Refused as refused:
+                headers = {"X-Error-Code": refused.code, "X-Error-Message": refused.message}
+                headers = {name: text for name, text in headers.items() if text}
+                self.answer({"error": refused.message, **refused.more}, refused.status, **headers)
         except ConnectionError:
             self.close_connection = True
 
-    do_GET = do_HEAD = do_POST = do_PUT = handle_any  # noqa: N815  (names that http.server calls)
+    do_GET = do_HEAD = do_POST = do_PUT = handle_any
+
+    def dispatch(self, path: str) -> None:
+        if self.due and self.due.status:
+            raise Refused(self.due.status)
+        for pattern, method in self.routes:
+            if found := re.fullmatch(pattern, f"{self.command} {path}"):
+                getattr(self, method)(**found.groupdict())
+                return
+        raise Refused(404)
 
     def read_body(self, path: str) -> bytes:
         length = int(self.headers.get("Content-Length", 0))
@@ -154,8 +158,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.received(path, len(body))
                 raise ConnectionResetError
             body += piece
-            self.hub.on_piece(path, len(body))
-            if self.due and self.due.drop_after is not None and len(body) >= self.due.drop_after:
+            dropped = self.due and self.due.drop_after is not None and len(body) >= self.due.drop_after
+            if self.hub.on_piece(path, len(body)) or dropped:
                 self.received(path, len(body))
                 self.cut()
         self.received(path, len(body))
@@ -255,7 +259,7 @@ class HubHandler(Handler):
             raise Refused(401, message="Invalid username or password.")
         name = f"{asked.get('organization') or 'someone'}/{asked['name']}"
         if name in self.hub.repositories:
-            raise Refused(409, message="You already created this model repo")
+            raise Refused(409, message="You already created this model repo", url=f"{self.hub.url}/{name}")
         self.hub.repositories[name] = Repository(private=asked.get("visibility") == "private")
         self.answer({"url": f"{self.hub.url}/{name}"})
 
@@ -387,7 +391,10 @@ class StorageHandler(Handler):
         if "Authorization" in self.headers:
             self.hub.stray_tokens.append(path)
         if self.command == "PUT":
-            self.hub.uploaded.append((path.split("/")[2], count))
+            oid = path.split("/")[2]
+            self.hub.uploaded.append((oid, count))
+            if oid in self.hub.storage:
+                self.hub.sent_again.append(oid)
 
     def put(self, oid: str) -> None:
         store(self.hub, oid, self.body)
