@@ -73,7 +73,7 @@ def fetch(
     repo: Annotated[str, typer.Argument(help="Model repository, as OWNER/NAME.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Build folder to make.")],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
-    expect_manifest: Annotated[
+    expect: Annotated[
         str | None,
         typer.Option(help="The sha256 that coreproof.json must have, from someone you trust."),
     ] = None,
@@ -84,7 +84,7 @@ def fetch(
     from coreproof.publication.download import check_digest
     from coreproof.publication.download import fetch as fetch_build
 
-    expected = None if expect_manifest is None else check_digest(expect_manifest)
+    expected = None if expect is None else check_digest(expect)
     with progress() as report:
         fetched = fetch_build(connect(progress_bars=False), repo, revision, output, expected, report)
     manifest = fetched.manifest
@@ -106,7 +106,7 @@ def fetch(
     if expected is None:
         err.print(
             f"coreproof.json has sha256 {fetched.manifest_sha256}; compare it with one you trust, or pass it "
-            "as --expect-manifest: without, whoever wrote the repository is believed",
+            "as --expect: without, whoever wrote the repository is believed",
             soft_wrap=True,
         )
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from coreproof.errors import JudgedBadError, PackageError
+from coreproof.evidence.seal import SCHEMA, seal
 from coreproof.jsonio import canonical, read_json
 from coreproof.package.manifest import Manifest, PackageRecord
 from coreproof.parity.comparison import CaseComparison, OutputComparison, judge, judge_excitations
 from coreproof.parity.gates import Gates
 
-SCHEMA = "coreproof.receipt/1"
 JUDGES = ("mil", "coreml")  # backends that run the package's own bytes
 
 Receipt = Mapping[str, Any]
@@ -59,11 +59,12 @@ def load_receipt(path: Path) -> Receipt:
     return content
 
 
-def check_receipt(path: Path, manifest: Manifest, gates: Gates) -> Receipt:
+def check_receipt(path: Path, manifest: Manifest, gates: Gates | None) -> Receipt:
     """The receipt in ``path``, which must be one of the build that ``manifest`` describes.
 
     The caller has compared the build's files with the manifest (``check_files``). ``gates``: the
-    model's. A receipt of a failing build may be read too; ask :func:`is_green`.
+    model's; without them the verdicts are not judged again. A receipt of a failing build may be read
+    too; ask :func:`is_green`.
 
     Raises JudgedBadError with the first reason for which it is not, PackageError for a file that is
     no receipt.
@@ -83,7 +84,7 @@ def is_green(receipt: Receipt) -> bool:
     return receipt["verdict"] == "pass" and receipt["backend"] in JUDGES
 
 
-def require_green(build: Path, manifest: Manifest, gates: Gates) -> tuple[Receipt, ...]:
+def require_green(build: Path, manifest: Manifest, gates: Gates | None) -> tuple[Receipt, ...]:
     """Every receipt in ``build``, of which at least one judged the packages, and none is bad.
 
     Raises JudgedBadError when there is none, when one is not of these bytes or contradicts itself,
@@ -104,7 +105,7 @@ def require_green(build: Path, manifest: Manifest, gates: Gates) -> tuple[Receip
     return receipts
 
 
-def faults(receipt: Receipt, manifest: Manifest, gates: Gates) -> Iterator[str]:
+def faults(receipt: Receipt, manifest: Manifest, gates: Gates | None) -> Iterator[str]:
     """What shows that ``receipt`` is not of this build or contradicts itself, most telling first.
 
     Raises KeyError, TypeError, ValueError or AttributeError where a value is not what a receipt has.
@@ -112,7 +113,10 @@ def faults(receipt: Receipt, manifest: Manifest, gates: Gates) -> Iterator[str]:
     yield from _of_the_build(receipt, manifest)
     for entry, record in zip(receipt["packages"], manifest.packages, strict=False):
         yield from _of_the_package(entry, record, manifest)
-    yield from verdict_faults(receipt, gates)
+    yield from verdict_faults(receipt, gates) if gates else _of_the_verdict(receipt)
+    # Last, because it does not say what was edited; it alone knows of a figure that decides nothing.
+    if "seal" in receipt and receipt["seal"] != seal(receipt):
+        yield "was edited after it was written: its seal is of another content"
 
 
 def verdict_faults(receipt: Receipt, gates: Gates) -> Iterator[str]:
@@ -123,6 +127,10 @@ def verdict_faults(receipt: Receipt, gates: Gates) -> Iterator[str]:
     for entry in receipt["packages"]:
         yield from _of_the_gates(entry, receipt["backend"], gates)
     yield from _excitations(receipt, gates)
+    yield from _of_the_verdict(receipt)
+
+
+def _of_the_verdict(receipt: Receipt) -> Iterator[str]:
     passed = (
         bool(receipt["packages"])
         and all(v["passed"] is True for v in receipt["excitations"])

@@ -19,7 +19,8 @@ from coreproof.convert.checkpoint import FileDigest
 from coreproof.convert.convert import Report
 from coreproof.convert.export import is_replaceable
 from coreproof.errors import JudgedBadError, UsageError
-from coreproof.evidence.matching import Receipt, check_receipts
+from coreproof.evidence.check import Receipt
+from coreproof.evidence.proof import require_proof
 from coreproof.files import sha256_of
 from coreproof.package.layout import safe_join
 from coreproof.package.manifest import (
@@ -83,7 +84,7 @@ def fetch(
             _download(source, new, listed, sizes, report)
             report("checking", 0, 1)
             check_files(new, manifest)
-            receipts = check_receipts(new, manifest)
+            receipts = require_proof(new, manifest, None)
     return Fetched(folder, commit, manifest, digest, receipts)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from coreproof.catalog import ModelParts
 from coreproof.errors import UsageError
 from coreproof.evidence.card import model_card, source_of
-from coreproof.evidence.matching import check_figures, check_receipts
+from coreproof.evidence.proof import require_proof
 from coreproof.files import sha256_of
 from coreproof.package.manifest import MANIFEST, Manifest, check_files, load_manifest
 from coreproof.publication.plan import Item, contents
@@ -41,8 +41,7 @@ def prepare(
     """
     manifest = load_manifest(build)
     check_files(build, manifest)
-    receipts = check_receipts(build, manifest)
-    check_figures(build, receipts, manifest, parts)
+    receipts = require_proof(build, manifest, parts)
     if manifest.checkpoint.kind == "synthetic" and not allow_synthetic:
         raise UsageError(
             f"{build} holds synthetic weights (seed {manifest.checkpoint.seed}), of use to nobody but a test; "

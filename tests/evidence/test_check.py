@@ -22,6 +22,7 @@ from coreproof.evidence.check import (
     require_green,
     verdict_faults,
 )
+from coreproof.evidence.seal import seal
 from coreproof.jsonio import canonical
 from coreproof.package.manifest import load_manifest
 from coreproof.parity.gates import Gates, load_gates
@@ -44,6 +45,7 @@ def edit_receipt(build: Path, edit: Edit) -> None:
     path = build / "receipt-mil.json"
     content = json.loads(path.read_bytes())
     edit(content)
+    content["seal"] = seal(content)
     path.write_bytes(canonical(content))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import TOKEN, Hub, serving
-from published import REPO, Publish, judge
+from published import REPO, Publish
 from support import Cli, Ended, Made
 
 
@@ -36,31 +36,13 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         close_session()
 
 
-@pytest.fixture(scope="session")
-def judged_filter(
-    shared_filter: Made, filter_reference: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Made:
-    """The streaming filter with a recipe folder of its own and a green receipt. Do not write into it."""
-    folder = tmp_path_factory.mktemp("judged")
-    model = shutil.copytree(shared_filter.model, folder / "streaming_fir", ignore=_no_caches)
-    shutil.copytree(filter_reference, model / "fixtures" / filter_reference.name)
-    build = shutil.copytree(shared_filter.build, folder / "build")
-    made = Made(str(model), shared_filter.checkpoint, build)
-    judge(made)
-    return made
-
-
 @pytest.fixture
-def judged(judged_filter: Made, tmp_path: Path) -> Made:
-    """The filter, judged, with a build and a recipe folder to change."""
-    model = shutil.copytree(judged_filter.model, tmp_path / "recipe" / "streaming_fir", ignore=_no_caches)
-    return replace(
-        judged_filter, model=str(model), build=shutil.copytree(judged_filter.build, tmp_path / "build")
-    )
-
-
-def _no_caches(_: str, names: list[str]) -> list[str]:
-    return [name for name in names if name == "__pycache__"]
+def judged(judged_filter: Made, filter_reference: Path, tmp_path: Path) -> Made:
+    """The streaming filter with its receipt; build and recipe folder are there to change."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    model = shutil.copytree(judged_filter.model, tmp_path / "recipe" / "streaming_fir", ignore=ignore)
+    shutil.copytree(filter_reference, model / "fixtures" / filter_reference.name)
+    return replace(judged_filter, model=str(model))
 
 
 @pytest.fixture

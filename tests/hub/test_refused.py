@@ -163,14 +163,29 @@ def a_red_receipt_painted_green(made: Made) -> None:
 
 
 def a_second_receipt_that_is_red(made: Made) -> None:
-    edit(receipt(made), lambda r: r.update(backend="coreml", verdict="fail"), sealed=True)
+    """As a Mac would add it, where a device does what the graph does not say."""
+
+    def fail(content: Any) -> None:
+        content.update(backend="coreml", verdict="fail")
+        for package in content["packages"]:
+            package.update(
+                mode=None, problems=["case 'noise', output 'filtered': 1 of 8000 elements are NaN or Inf"]
+            )
+
+    edit(receipt(made), fail, sealed=True)
     shutil.move(receipt(made), made.build / "receipt-coreml.json")
     judge(made)
 
 
-def other_gates(made: Made) -> None:
+def other_bounds(made: Made) -> None:
     gates = Path(made.model) / "gates.toml"
     gates.write_text(gates.read_text().replace("max = 0.5", "max = 0.4"))
+
+
+def other_gates(made: Made) -> None:
+    """The same bounds, so that no verdict tells."""
+    gates = Path(made.model) / "gates.toml"
+    gates.write_text(gates.read_text() + "# And so on.\n")
 
 
 def another_suite(made: Made) -> None:
@@ -182,6 +197,24 @@ def a_file_that_is_no_receipt(made: Made) -> None:
     receipt(made).write_text('{"schema": "coreproof.receipt/1"}')
 
 
+def a_figure_that_decides_nothing(made: Made) -> None:
+    """No gate looks at it: only the seal knows."""
+    edit(receipt(made), lambda r: r["packages"][0]["metrics"]["filtered"].update(max_abs_error=[0.0]))
+
+
+def no_seal(made: Made) -> None:
+    edit(receipt(made), lambda r: r.pop("seal"))
+
+
+def another_manifest(made: Made) -> None:
+    """The same bytes, but what the manifest says of a weight's origin is another."""
+
+    def change(content: Any) -> None:
+        content["packages"][0]["weights"][0]["transform"] = "identity"
+
+    edit(made.build / MANIFEST, change)
+
+
 def a_file_more(made: Made) -> None:
     (made.build / "extra.bin").write_bytes(b"?")
 
@@ -190,33 +223,37 @@ def a_file_more(made: Made) -> None:
     ("tamper", "status", "reason"),
     [
         (one_weight, 1, "weights/weight.bin has sha256 "),
-        (
-            one_weight_signed,
-            1,
-            "of another build, or of this one as it was before: it judged the coreproof.json",
-        ),
-        (one_weight_signed_twice, 1, "streaming_fir_fp32.mlpackage: the receipt judged other bytes, sha256 "),
+        (one_weight_signed, 1, "weights/weight.bin has sha256 "),
+        (one_weight_signed_twice, 1, "the receipt is of other bytes"),
         (one_op_attribute, 1, "model.mlmodel has sha256 "),
-        (one_receipt_figure, 1, "edited after it was written: it does not match its seal"),
-        (one_receipt_figure_sealed, 1, "of filtered snr_db, its own figures give "),
-        (a_measured_figure_sealed, 1, "of filtered snr_db, its own figures give "),
-        (a_figure_that_is_no_number, 1, "its verdict on filtered snr_db is not the one of the gates"),
-        (a_bound_loosened, 1, "its verdict on filtered snr_db is not the one of the gates"),
-        (a_gate_left_out, 1, "does not pass the gates as they are now"),
-        (an_excitation_raised, 1, "its excitations are not what the gates make of them"),
+        (one_receipt_figure, 1, "gate filtered snr_db has value "),
+        (one_receipt_figure_sealed, 1, "gate filtered snr_db has value "),
+        (a_measured_figure_sealed, 1, "gate filtered snr_db has "),
+        (a_figure_that_is_no_number, 1, "gate filtered snr_db has "),
+        (a_bound_loosened, 1, "gate filtered snr_db has "),
+        (a_gate_left_out, 1, "streaming_fir_fp16.mlpackage: judged by the gates "),
+        (an_excitation_raised, 1, "excitations: gate history has "),
+        (a_figure_that_decides_nothing, 1, "was edited after it was written: its seal is of another content"),
+        (no_seal, 1, "written by an earlier version, without a seal"),
+        (another_manifest, 1, "of another coreproof.json than the one here"),
         (one_manifest_hash, 1, "coreproof.json says "),
         (a_swapped_package, 1, "streaming_fir_fp16.mlpackage/"),
-        (a_swapped_package_signed, 1, "of another build, or of this one as it was before"),
-        (another_seed, 1, "of another build, or of this one as it was before"),
-        (no_receipt, 1, "streaming_fir_fp16.mlpackage has no receipt; run coreproof validate on it"),
-        (only_a_torch_receipt, 1, "streaming_fir_fp16.mlpackage has no receipt"),
-        (a_package_without_receipt, 1, "streaming_fir_fp32.mlpackage has no receipt"),
-        (a_red_receipt, 1, "streaming_fir_fp32.mlpackage: did not pass"),
-        (a_red_receipt_painted_green, 1, "its verdict on filtered snr_db is not the one of the gates"),
-        (a_second_receipt_that_is_red, 1, "its verdict is 'fail'"),
+        (a_swapped_package_signed, 1, "the receipt is of other bytes; an old one, or of another package"),
+        (another_seed, 1, "receipt-mil.json: its checkpoint is "),
+        (
+            no_receipt,
+            1,
+            "has no receipt of a backend that runs the packages (mil, coreml); run coreproof validate",
+        ),
+        (only_a_torch_receipt, 1, "has no receipt of a backend that runs the packages"),
+        (a_package_without_receipt, 1, "it is of the packages streaming_fir_fp16.mlpackage; the build has "),
+        (a_red_receipt, 1, "its verdict is fail"),
+        (a_red_receipt_painted_green, 1, "gate filtered snr_db has passed true"),
+        (a_second_receipt_that_is_red, 1, "receipt-coreml.json: its verdict is fail"),
+        (other_bounds, 1, "gate filtered log_spectral_distance_db has "),
         (other_gates, 1, "judged by other gates than streaming_fir has now"),
         (another_suite, 1, "judged by another suite than streaming_fir has now"),
-        (a_file_that_is_no_receipt, 2, "lacks what a receipt has (KeyError: 'seal')"),
+        (a_file_that_is_no_receipt, 2, "receipt-mil.json: has the keys "),
         (a_file_more, 1, "extra.bin is not listed in coreproof.json"),
     ],
 )

@@ -35,7 +35,7 @@ def test_publish_then_fetch(
 
     got = tmp_path / "got"
     digest = digests(judged.build)["coreproof.json"]
-    ended = cli("fetch", REPO, "-o", got, "--expect-manifest", digest)
+    ended = cli("fetch", REPO, "-o", got, "--expect", digest)
     assert (ended.status, ended.err) == (0, "")
     assert f"whole: 6 files of {REPO} at {repository.head} -> {got}\n" in ended.out
     added = {"README.md", "SHA256SUMS"}
@@ -143,7 +143,7 @@ def test_the_card(judged: Made, hub: Hub, publish: Publish) -> None:
         for gate in package["gates"]:
             row = f"| {gate['output']} {gate['metric']} | {gate['value']:.4g} |"
             assert row in body
-    assert f"--expect-manifest {digests(judged.build)['coreproof.json']}" in body
+    assert f"--expect {digests(judged.build)['coreproof.json']}" in body
     assert "scipy" in body
     assert manifest.checkpoint.files[0].sha256 in body
     assert "Nobody has run these packages through Core ML on a device" in body
