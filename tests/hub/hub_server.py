@@ -53,6 +53,7 @@ class Hub:
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     uploaded: list[tuple[str, int]] = field(default_factory=list)  # (sha256, bytes that arrived)
+    ranges: list[str | None] = field(default_factory=list)  # what each GET of a file asked for
     sent_again: list[str] = field(default_factory=list)  # sha256 of what was held when it was sent
     stray_tokens: list[str] = field(default_factory=list)
     on_piece: Callable[[str, int], bool] = lambda path, count: False  # whether to cut the connection
@@ -193,6 +194,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer_file(self, data: bytes, **headers: str) -> None:
         """The whole of ``data``, or the range that is asked for."""
+        if self.command == "GET":
+            self.hub.ranges.append(self.headers.get("Range"))
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if wanted is None:
             self.answer(body=data, Accept_Ranges="bytes", **headers)

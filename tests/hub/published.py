@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from support import Ended, Made
 
@@ -20,7 +19,7 @@ def judge(made: Made, backend: str = "mil") -> None:
     write(validate(made.build, catalog.find(made.model), backend, made.checkpoint), made.build)
 
 
-def put_by_hand(files: dict[str, bytes | Path | None]) -> str:
+def put_by_hand(files: dict[str, bytes | None]) -> str:
     """A commit of these files (None: of their removal) that coreproof did not make, and its hash."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
