@@ -27,12 +27,15 @@ _RESUME = "run the same command again: what has arrived is not sent again"
 def connect(progress_bars: bool) -> HfApi:
     """The client, with the endpoint (HF_ENDPOINT) and the token (HF_TOKEN, else that of ``hf auth
     login``) that it finds by itself. ``progress_bars``: whether it may show its own."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     (enable_progress_bars if progress_bars else disable_progress_bars)()
     # The client reports each retry; the one error at the end says it all.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # Git LFS, which asks the Hub for each file whether it is there before sending any of it. Xet takes its
+    # place wherever its library is installed, fails at a Hub without it, and cannot be tried here.
+    constants.HF_HUB_DISABLE_XET = True
     return HfApi(library_name="coreproof", library_version=coreproof.__version__)
 
 

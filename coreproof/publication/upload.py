@@ -52,7 +52,6 @@ def _create(api: HfApi, repo: str) -> str:
 def _commit(api: HfApi, plan: Plan, head: str, summary: str, report: Report) -> str:
     from huggingface_hub import CommitOperationDelete
 
-    _choose_transfer(api, plan.repo)
     sent = [(item, _operation(item)) for item in plan.to_send]
     done, total = 0, sum(item.digest.size for item, _ in sent)
     for item, operation in sent:
@@ -101,15 +100,3 @@ def _operation(item: Item) -> CommitOperationAdd:
     from huggingface_hub import CommitOperationAdd
 
     return CommitOperationAdd(item.digest.path, item.source)
-
-
-def _choose_transfer(api: HfApi, repo: str) -> None:
-    """Xet where the Hub offers it, else Git LFS. The client itself takes Xet whenever its library is
-    installed, and fails at a Hub without it."""
-    from huggingface_hub import constants, get_session
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-    url = f"{api.endpoint}/api/models/{repo}/xet-write-token/main"
-    answer = patiently(lambda: get_session().get(url, headers=build_hf_headers()))
-    if answer.status_code == 404:
-        constants.HF_HUB_DISABLE_XET = True

@@ -20,6 +20,8 @@ COMMANDS = {
     "run": "Run a package once on given inputs, with no Mac",
     "inspect": "Show a package's contract",
     "diff": "Say whether two models are the same program",
+    "publish": "Publish a build with its proof to a Hugging Face model repository",
+    "fetch": "Download a published build and check every byte",
     "backends": "List the ways to run a package",
 }
 

@@ -21,9 +21,8 @@ def judge(made: Made, backend: str = "mil") -> None:
 
 def put_by_hand(files: dict[str, bytes | None]) -> str:
     """A commit of these files (None: of their removal) that coreproof did not make, and its hash."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    constants.HF_HUB_DISABLE_XET = True  # which this Hub does not offer
     operations = [
         CommitOperationDelete(path) if content is None else CommitOperationAdd(path, content)
         for path, content in files.items()

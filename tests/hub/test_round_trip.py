@@ -31,6 +31,7 @@ def test_publish_then_fetch(
     repository = hub.repositories[REPO]
     assert repository.private
     assert len(repository.history) == 2  # one commit on the Hub's own first one
+    assert hub.asked("xet") == 0
     assert f"10 files, checked at commit {repository.head}\n" in ended.out
 
     got = tmp_path / "got"
