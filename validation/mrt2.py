@@ -15,10 +15,11 @@ import numpy as np
 from coreproof.audio.noise import GumbelNoise
 from coreproof.audio.stft import InverseStft
 from coreproof.parity.metrics import METRICS
-from coreproof.parity.suite import Arrays, Case, Outcome, Suite
+from coreproof.parity.suite import Arrays, Case, Heard, Outcome, Suite
 from coreproof_exporters.mrt2.architecture import (
     LOOKAHEAD_ROWS,
     ROWS_PER_FRAME,
+    SAMPLE_RATE,
     SIZES,
     STFT_STEP,
     Config,
@@ -223,12 +224,26 @@ def _flips(outcomes: Sequence[Outcome]) -> Mapping[str, float]:
 
 
 def _audio(outcome: Outcome) -> Mapping[str, float]:
+    sounds = heard(outcome)
+    return {"audio_snr_db": METRICS["snr_db"].fn(sounds[0].actual, sounds[0].expected)} if sounds else {}
+
+
+def heard(outcome: Outcome) -> Sequence[Heard]:
+    """What a decoder's rows sound like after the host's inverse STFT, beside the official audio. Empty
+    for other stages, and where the rows are missing or of another shape."""
     rows, audio = outcome.actual.get("decoder_stft"), getattr(outcome.case, "audio", None)
     if rows is None or audio is None or rows.shape != outcome.case.expected["decoder_stft"].shape:
-        return {}
+        return ()
     with np.errstate(invalid="ignore"):  # NaN stays NaN and fails
-        heard = InverseStft(STFT_STEP, audio.shape[1])(rows.reshape(-1, *rows.shape[-2:]))
-    return {"audio_snr_db": METRICS["snr_db"].fn(heard, audio)}
+        sound = InverseStft(STFT_STEP, audio.shape[1])(rows.reshape(-1, *rows.shape[-2:]))
+    return (Heard("audio after the host's inverse STFT", sound, audio, SAMPLE_RATE),)
 
 
-SUITE = Suite(model="mrt2", cases=cases, excitations=excitations, aggregates=aggregates, controls=CONTROLS)
+SUITE = Suite(
+    model="mrt2",
+    cases=cases,
+    excitations=excitations,
+    aggregates=aggregates,
+    controls=CONTROLS,
+    heard=heard,
+)

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import coreproof
-from coreproof.cli import build, generate, hub, judge, look, verify
+from coreproof.cli import build, generate, hub, judge, look, report, verify
 from coreproof.cli.console import INTERRUPTED, end, err, out
 
 app = typer.Typer(
@@ -45,7 +45,7 @@ def options(
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Make and re-make": (build.export, build.synth, build.reference, verify.verify),
-    "Judge": (judge.validate, judge.compare, judge.models),
+    "Judge": (judge.validate, judge.compare, report.report, judge.models),
     "Run and look": (look.run, look.inspect, look.diff, generate.generate, look.backends),
     "Publish": (hub.publish, hub.fetch),
 }

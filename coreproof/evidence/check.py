@@ -110,13 +110,21 @@ def faults(receipt: Receipt, manifest: Manifest, gates: Gates | None) -> Iterato
 
     Raises KeyError, TypeError, ValueError or AttributeError where a value is not what a receipt has.
     """
-    yield from _of_the_build(receipt, manifest)
-    for entry, record in zip(receipt["packages"], manifest.packages, strict=False):
-        yield from _of_the_package(entry, record, manifest)
+    yield from byte_faults(receipt, manifest)
     yield from verdict_faults(receipt, gates) if gates else _of_the_verdict(receipt)
     # Last, because it does not say what was edited; it alone knows of a figure that decides nothing.
     if "seal" in receipt and receipt["seal"] != seal(receipt):
         yield "was edited after it was written: its seal is of another content"
+
+
+def byte_faults(receipt: Receipt, manifest: Manifest) -> Iterator[str]:
+    """What shows that ``receipt`` is of other packages than the build's.
+
+    Raises as :func:`faults`.
+    """
+    yield from _of_the_build(receipt, manifest)
+    for entry, record in zip(receipt["packages"], manifest.packages, strict=False):
+        yield from _of_the_package(entry, record, manifest)
 
 
 def verdict_faults(receipt: Receipt, gates: Gates) -> Iterator[str]:

@@ -108,7 +108,7 @@ def _compare_output(
     if actual is None or expected is None or actual.shape != expected.shape or _not_real(actual, expected):
         return OutputComparison(expected is not None, {}, problems)
     if case.sample_rate is not None and case.compared > 1:
-        actual, expected = _joined(actual), _joined(expected)
+        actual, expected = joined(actual), joined(expected)
     return OutputComparison(True, measure(actual, expected, case.sample_rate), problems)
 
 
@@ -157,7 +157,7 @@ def _not_real(*arrays: np.ndarray) -> bool:
     return any(array.dtype.kind not in "biuf" for array in arrays)
 
 
-def _joined(array: np.ndarray) -> np.ndarray:
+def joined(array: np.ndarray) -> np.ndarray:
     """Chunks (step, ..., samples) as one signal (..., step * samples), so that the spectra of the
     audio metrics span the seams."""
     if array.ndim < 2:

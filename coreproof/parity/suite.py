@@ -60,6 +60,17 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """A case as it sounds, for the report's players and spectrograms. ``actual`` and ``expected``: floating
+    (samples, channels) at ``sample_rate`` Hz, full scale being 1. ``name`` says what is heard."""
+
+    name: str
+    actual: np.ndarray
+    expected: np.ndarray
+    sample_rate: int
+
+
+@dataclass(frozen=True, slots=True)
 class Control:
     """A planted defect that the gates named in ``gates`` must catch.
 
@@ -81,10 +92,13 @@ def _no_aggregates(_: Sequence[Outcome]) -> Mapping[str, float]:
 class Suite:
     """``cases`` turns a reference into cases. ``excitations`` measures on the reference alone that
     what is tested matters (name -> value, gated by ``[[excitation]]``). ``aggregates`` measures
-    over all outcomes of one package (name -> value, gated by ``aggregate = "name"``)."""
+    over all outcomes of one package (name -> value, gated by ``aggregate = "name"``). ``heard`` makes
+    sound of an outcome where an output is not sound already, empty when it cannot; without it every
+    floating output of a case with a ``sample_rate`` is heard."""
 
     model: str
     cases: Callable[[Arrays], Iterable[Case]]
     excitations: Callable[[Arrays], Mapping[str, float]]
     aggregates: Callable[[Sequence[Outcome]], Mapping[str, float]] = _no_aggregates
     controls: tuple[Control, ...] = ()
+    heard: Callable[[Outcome], Sequence[Heard]] | None = None

@@ -1,0 +1,1 @@
+"""A build's evidence for people and for CI: one HTML page, Markdown, JUnit XML."""
