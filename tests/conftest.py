@@ -195,3 +195,30 @@ def _convert(program: object, target: object, tmp_path_factory: pytest.TempPathF
     path = tmp_path_factory.mktemp("packages") / "sample.mlpackage"
     model.save(str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def reported_filter(
+    shared_filter: Made, filter_reference: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Made:
+    """The streaming filter with its reference in the recipe folder and a receipt in the build. Do not
+    write into it."""
+    from coreproof import catalog
+    from coreproof.evidence import receipt
+    from coreproof.validate import validate
+
+    folder = shutil.copytree(shared_filter.model, tmp_path_factory.mktemp("reported") / "streaming_fir")
+    shutil.copytree(filter_reference, folder / "fixtures" / filter_reference.name)
+    made = replace(
+        shared_filter, model=str(folder), build=shutil.copytree(shared_filter.build, folder.parent / "build")
+    )
+    receipt.write(validate(made.build, catalog.find(made.model)), made.build)
+    return made
+
+
+@pytest.fixture
+def own_reported_filter(reported_filter: Made, tmp_path: Path) -> Made:
+    """``reported_filter``, to change."""
+    folder = shutil.copytree(reported_filter.model, tmp_path / "own" / "streaming_fir")
+    build = shutil.copytree(reported_filter.build, tmp_path / "own" / "build")
+    return replace(reported_filter, model=str(folder), build=build)

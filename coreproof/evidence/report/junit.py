@@ -6,30 +6,30 @@ with a ``failure`` in those that fail, and counts that add up. No time is given,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree
 
 from coreproof.evidence.report import words
 from coreproof.evidence.report.facts import Facts, PackageFacts, label
 from coreproof.parity.gates import Verdict
 
-# A test's name, and what is wrong with it, if anything is.
-Test = tuple[str, str | None]
+# A test's name, and what is wrong with it: nothing when it passes.
+Test = tuple[str, Sequence[str]]
 
 
 def junit(facts: Facts) -> str:
     """The report as an XML document. Suites: the evidence, what the reference excites, each package; one
     that holds no test fails, because what nothing judges never passes."""
-    suites = [
-        ("evidence", [(check.what, "; ".join(check.problems) or None) for check in facts.checks], {}),
+    suites: list[tuple[str, list[Test], dict[str, str]]] = [
+        ("evidence", [(check.what, check.problems) for check in facts.checks], {}),
         ("excitations", [_gate(v) for v in facts.excitations], {}),
         *((p.record.package, list(_package(p)), {"sha256": p.digest}) for p in facts.packages),
     ]
     if not facts.packages:
-        suites.append(("packages", [("the build has packages", "it has none")], {}))
+        suites.append(("packages", [("the build has packages", ["it has none"])], {}))
     root = ElementTree.Element("testsuites", name=words.shown(f"coreproof {facts.manifest.model}"))
     for name, tests, properties in suites:
-        _suite(root, facts.manifest.model, name, tests or [("judged", "no gate judged it")], properties)
+        _suite(root, facts.manifest.model, name, tests or [("judged", ["no gate judged it"])], properties)
     for count in ("tests", "failures"):
         root.set(count, str(sum(int(suite.get(count, "0")) for suite in root)))
     root.set("errors", "0")
@@ -41,7 +41,7 @@ def junit(facts: Facts) -> str:
 def _suite(
     root: ElementTree.Element, model: str, name: str, tests: list[Test], properties: dict[str, str]
 ) -> None:
-    failures = sum(problem is not None for _, problem in tests)
+    failures = sum(bool(problems) for _, problems in tests)
     counts = {"tests": len(tests), "failures": failures, "errors": 0, "skipped": 0}
     suite = ElementTree.SubElement(
         root, "testsuite", {"name": words.shown(name), **{key: str(n) for key, n in counts.items()}}
@@ -50,13 +50,14 @@ def _suite(
         holder = ElementTree.SubElement(suite, "properties")
         for key, value in properties.items():
             ElementTree.SubElement(holder, "property", name=key, value=words.shown(value))
-    for test, problem in tests:
+    for test, problems in tests:
         case = ElementTree.SubElement(
             suite, "testcase", classname=words.shown(f"{model}.{name}"), name=words.shown(test)
         )
-        if problem is not None:
-            failure = ElementTree.SubElement(case, "failure", message=words.shown(problem), type="gate")
-            failure.text = words.shown(problem)
+        if problems:
+            lines = [words.shown(problem) for problem in problems]
+            failure = ElementTree.SubElement(case, "failure", message=lines[0], type="gate")
+            failure.text = "\n".join(lines)
 
 
 def _package(package: PackageFacts) -> Iterator[Test]:
@@ -66,11 +67,13 @@ def _package(package: PackageFacts) -> Iterator[Test]:
         problems.append("no gate judged it")
     if package.suspects and not package.passed:
         first = package.suspects[0]
-        problems.append(f"op to look at first: {first.op} {first.name}")
-    yield "outputs are what the contract says", "; ".join(problems) or None
+        problems += [f"op to look at first: {first.op} {first.name}"]
+    yield "outputs are what the contract says", problems
 
 
 def _gate(verdict: Verdict) -> Test:
-    found = f"{words.number(verdict.value)}, {words.bound(verdict)} is needed"
+    if verdict.passed:
+        return label(verdict), ()
     case = f" (case {verdict.case})" if verdict.case else ""
-    return label(verdict), None if verdict.passed else f"{found}{case}; {verdict.detail}"
+    found = f"{words.number(verdict.value)}, {words.bound(verdict)} is needed{case}"
+    return label(verdict), (found, verdict.detail)
