@@ -51,6 +51,8 @@ reference-minilm: venv
 reference-mrt2: venv .venv-mrt2/.done
 	$(BIN)/coreproof synth mrt2 --size small --seed 0 --output checkpoints/mrt2-small-0
 	$(BIN)/coreproof reference mrt2 --checkpoint checkpoints/mrt2-small-0 --output fixtures/mrt2
+	$(BIN)/coreproof synth mrt2 --size small+encoder --seed 0 --output checkpoints/mrt2-small+encoder-0
+	$(BIN)/coreproof reference mrt2 --checkpoint checkpoints/mrt2-small+encoder-0 --output fixtures/mrt2
 	$(BIN)/python tests/exporters/musiccoca_stand_in.py
 
 bench: venv

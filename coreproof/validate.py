@@ -107,7 +107,7 @@ def validate(
     gates = load_gates(
         parts.gates,
         controls=[c.name for c in suite.controls],
-        stages={c.stage for c in cases},
+        stages={c.stage for c in cases} | suite.optional,
         variants=(*parts.recipe().variants, *parts.recipe().on_request),
     )
     verdicts = tuple(judge_excitations(suite.excitations(reference.arrays), gates))

@@ -49,6 +49,7 @@ def cases(arrays: Arrays) -> Iterable[Case]:
     yield from _temporal(arrays, config)
     yield from _depth(arrays, config)
     yield from _decoders(arrays, config)
+    yield from _analysis(arrays)
 
 
 def _conditioning(arrays: Arrays) -> Iterator[Case]:
@@ -163,6 +164,14 @@ def _carry_rows(_: Arrays, outputs: Arrays) -> Arrays:
     }
 
 
+def _analysis(arrays: Arrays) -> Iterator[Case]:
+    """None for a checkpoint without the codec's encoder."""
+    if "encoder_embeddings" in arrays:
+        step = {"encoder_stft": arrays["decoder_stft"][np.newaxis]}
+        expected = {"encoder_embeddings": arrays["encoder_embeddings"][np.newaxis]}
+        yield Case("rows", "spectrostream_encoder", (step,), expected)
+
+
 def excitations(arrays: Arrays) -> Mapping[str, float]:
     """On the official results alone. ``history``, ``source``: |without - with| / |with| of the temporal
     outputs, L2, with no past frame and with other controls. ``input_peak``: greatest temporal input.
@@ -197,7 +206,7 @@ def aggregates(outcomes: Sequence[Outcome]) -> Mapping[str, float]:
         return _drift(outcomes[0])
     if stage == "depth_rollout":
         return _flips(outcomes)
-    return _audio(outcomes[0]) if stage.startswith("spectrostream_") else {}
+    return _audio(outcomes[0]) if stage.startswith("spectrostream_decoder_") else {}
 
 
 def _drift(outcome: Outcome) -> Mapping[str, float]:
@@ -246,4 +255,5 @@ SUITE = Suite(
     aggregates=aggregates,
     controls=CONTROLS,
     heard=heard,
+    optional=frozenset({"spectrostream_encoder"}),
 )

@@ -110,6 +110,33 @@ def _forget_rows(module: Any) -> None:
     module.forward = lambda embeddings, *given: forward(module, embeddings, *(row * 0.0 for row in given))
 
 
+def _row_late(module: Any) -> None:
+    """Strided convolutions see one row fewer at the end, as plainly causal ones would."""
+    from torch.nn import functional
+
+    def forward(own: Any, x: Any) -> Any:
+        return type(own).forward(own, functional.pad(x[:, :, :-1], (0, 0, 1, 0)))
+
+    for conv in _each(module, "StridedConv"):
+        if conv.stride[0] > 1:
+            conv.forward = partial(forward, conv)
+
+
+def _unpooled(module: Any) -> None:
+    """Shortcuts take one bin in a stride instead of the mean of all."""
+
+    def pool(own: Any, x: Any) -> Any:
+        return x[:, :, :: own.stride[0], :: own.stride[1]]
+
+    for block in module.blocks:
+        block.pool = partial(pool, block)
+
+
+def _halves_swapped(module: Any) -> None:
+    forward = type(module).forward
+    module.forward = lambda rows: forward(module, rows[..., [2, 3, 0, 1]])
+
+
 def _alpha_only(module: Any) -> None:
     """ELU's alpha divided, its argument not."""
     import torch
@@ -156,6 +183,9 @@ CONTROLS = (
     _stage("guidance_fours", "the guidance tokens are 4, 4, 4", _guidance_fours),
     _stage("kernels_unflipped", "transposed kernels are read in JAX order", _unflipped),
     _stage("forgetful_rows", "the streaming decoder forgets the rows before", _forget_rows),
+    _stage("row_late", "the encoder's strided convolutions end one row early", _row_late),
+    _stage("shortcut_unpooled", "the encoder's shortcuts pick a bin instead of averaging", _unpooled),
+    _stage("halves_swapped", "the encoder takes the right channel for the left", _halves_swapped),
     _stage("alpha_only", "in the divided stream only ELU's alpha is divided", _alpha_only),
     Control("undivided", "the fp16 decoder's stream is not divided", stage=_undivided),
 )

@@ -1,4 +1,4 @@
-"""Residual vector quantisation, the decoding half."""
+"""Residual vector quantisation."""
 
 from __future__ import annotations
 
@@ -23,3 +23,25 @@ def embed(codes: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
     for level in range(1, levels):
         total = total + codebooks[level][codes[:, level]]
     return total
+
+
+def quantize(embeddings: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
+    """The codes int32 (frames, levels) of ``embeddings`` float32 (frames, width): level after level the
+    nearest row of its codebook, by Euclidean distance, to what the levels before left over.
+
+    Distances are computed in float64, residuals in float32. Raises InputError for another width, or
+    embeddings that are not finite.
+    """
+    if embeddings.ndim != 2 or embeddings.shape[1] != codebooks.shape[2]:
+        raise InputError(f"embeddings of shape {embeddings.shape}; expected (frames, {codebooks.shape[2]})")
+    if not np.isfinite(embeddings).all():
+        raise InputError("embeddings hold NaN or infinity")
+    codes = []
+    residual = embeddings.astype(np.float32)
+    for book in codebooks:
+        wide = book.astype(np.float64)
+        # |r - row|^2 without |r|^2, which is the same for every row.
+        distance = np.square(wide).sum(axis=1) - 2 * residual.astype(np.float64) @ wide.T
+        codes.append(distance.argmin(axis=1))
+        residual = residual - book[codes[-1]]
+    return np.stack(codes, axis=1).astype(np.int32)

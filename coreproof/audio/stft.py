@@ -1,10 +1,16 @@
-"""The inverse short-time Fourier transform of a stream."""
+"""The short-time Fourier transform of a waveform, and its inverse for a stream."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from coreproof.errors import InputError
+
+
+def periodic_hann(step: int) -> np.ndarray:
+    """The analysis window of ``2 * step`` samples, float64: 0 first, 1 in the middle, never 0 last."""
+    window: np.ndarray = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(2 * step) / (2 * step))
+    return window
 
 
 def dual_window(step: int) -> np.ndarray:
@@ -14,9 +20,28 @@ def dual_window(step: int) -> np.ndarray:
     With plain Hann instead, overlap-add does not give the signal back. Source: Griffin and Lim 1984,
     "Signal estimation from modified short-time Fourier transform", equation 6.
     """
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(2 * step) / (2 * step))
+    window = periodic_hann(step)
     dual: np.ndarray = window / (window**2 + np.roll(window, step) ** 2)
     return dual
+
+
+def stft(audio: np.ndarray, step: int) -> np.ndarray:
+    """Spectra float32 (n, step, 2 * channels) of ``audio`` (samples, channels) at half overlap, the real
+    and then the imaginary part of each channel in the last axis; the Nyquist bin is left out.
+
+    Row i covers the samples from i * step on, 2 * step of them, and n = samples / step, rounded up: the
+    waveform goes on in silence. Computed in float64. Raises InputError for another number of axes.
+    """
+    if audio.ndim != 2:
+        raise InputError(f"audio of shape {audio.shape}; expected (samples, channels)")
+    count = -(-len(audio) // step)
+    padded = np.zeros(((count + 1) * step, audio.shape[1]))
+    padded[: len(audio)] = audio
+    halves = padded.reshape(count + 1, step, -1)
+    frames = np.concatenate([halves[:-1], halves[1:]], axis=1) * periodic_hann(step)[:, np.newaxis]
+    spectra = np.fft.rfft(frames, axis=1)[:, :step]  # (n, step, channels)
+    parts = np.stack([spectra.real, spectra.imag], axis=-1)
+    return parts.reshape(count, step, 2 * audio.shape[1]).astype(np.float32)
 
 
 class InverseStft:

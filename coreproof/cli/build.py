@@ -59,7 +59,8 @@ def export(
 def synth(
     model: Model,
     size_: Annotated[
-        str, typer.Option("--size", help="small (for tests) or full (published shapes).")
+        str,
+        typer.Option("--size", help="small (for tests), full (published shapes) or another of the model's."),
     ] = "small",
     seed: Annotated[int, typer.Option(help="Seed of numpy's Generator.", min=0)] = 0,
     output: Annotated[
@@ -72,9 +73,10 @@ def synth(
     from coreproof.atomic import atomic_directory
     from coreproof.errors import UsageError
 
-    if size_ not in ("small", "full"):
-        raise UsageError(f"--size {size_}: choose small or full")
     parts = catalog.find(model)
+    sizes = parts.recipe().sizes
+    if size_ not in sizes:
+        raise UsageError(f"--size {size_}: choose {' or '.join(sizes)}")
     folder = output or Path("checkpoints") / f"{parts.name}-{size_}-{seed}"
     with (
         progress() as report,

@@ -102,7 +102,7 @@ class Recipe:
 
     ``load(path)`` reads a checkpoint; ``stages(checkpoint, variant)`` lists a variant's packages;
     ``on_request`` are variants beside ``variants`` that are exported only when they are named;
-    ``synth(folder, size, seed)`` writes a synthetic checkpoint, size being ``small`` or ``full``.
+    ``synth(folder, size, seed)`` writes a synthetic checkpoint, size being one of ``sizes``.
     ``side_files`` are files of the checkpoint's folder that a host needs beside the packages (a
     tokenizer). ``host_files(checkpoint)`` makes further ones from weights that no package holds, the
     same bytes for the same checkpoint.
@@ -114,6 +114,7 @@ class Recipe:
     stages: Callable[[Checkpoint, str], tuple[Stage, ...]]
     synth: Callable[[Path, str, int], None]
     on_request: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ("small", "full")
     published: Published | None = None
     side_files: tuple[str, ...] = ()
     host_files: Callable[[Checkpoint], Mapping[str, bytes]] | None = None

@@ -94,7 +94,10 @@ class Suite:
     what is tested matters (name -> value, gated by ``[[excitation]]``). ``aggregates`` measures
     over all outcomes of one package (name -> value, gated by ``aggregate = "name"``). ``heard`` makes
     sound of an outcome where an output is not sound already, empty when it cannot; without it every
-    floating output of a case with a ``sample_rate`` is heard."""
+    floating output of a case with a ``sample_rate`` is heard.
+    ``optional``: stages
+    that not every checkpoint has; gates may name them where there are no cases for them, but a package of
+    them without cases fails as any other does."""
 
     model: str
     cases: Callable[[Arrays], Iterable[Case]]
@@ -102,3 +105,4 @@ class Suite:
     aggregates: Callable[[Sequence[Outcome]], Mapping[str, float]] = _no_aggregates
     controls: tuple[Control, ...] = ()
     heard: Callable[[Outcome], Sequence[Heard]] | None = None
+    optional: frozenset[str] = frozenset()

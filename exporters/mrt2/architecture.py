@@ -43,6 +43,17 @@ BLOCKS: tuple[tuple[tuple[int, int], tuple[int, int], int, int], ...] = (
     ((1, 2), (3, 4), 2, 2),
     ((1, 2), (3, 4), 2, 1),
 )
+# The codec's analysis encoder, the other way round: stride, kernel, channels in and out as multiples of
+# its base depth, half the decoder's. The halves are joined before the last block.
+ANALYSIS_BLOCKS: tuple[tuple[tuple[int, int], tuple[int, int], int, int], ...] = (
+    ((1, 2), (3, 4), 1, 2),
+    ((1, 2), (3, 4), 2, 2),
+    ((1, 3), (3, 6), 2, 4),
+    ((1, 2), (3, 4), 4, 4),
+    ((1, 2), (3, 4), 4, 4),
+    ((2, 2), (4, 4), 4, 8),
+    ((2, 1), (4, 3), 16, 8),
+)
 INPUT_BINS = 5
 HALF_CHANNELS = 2  # re and im of one stereo half
 LAST_KERNEL = 7
@@ -94,6 +105,8 @@ DECODER = f"{DEPTHFORMER}decoder/"
 ENCODER = f"{DEPTHFORMER}encoder/body/"
 CODEC = "params/soundstream/decoder/"
 
+ANALYSIS = "params/encoder/"  # in a file of its own
+
 TOKEN_EMBEDDING = f"{DECODER}decoder_embedding/embedding/embedding"
 TEMPORAL_LAYER = f"{DECODER}temporal_body/transformer/x_layers_{{}}/"
 DEPTH_BODY = f"{DECODER}depth_body/"
@@ -116,6 +129,10 @@ def control_rows() -> int:
 
 def transpose_name(kernel: tuple[int, int]) -> str:
     return f"conv2dtranspose_{kernel[0]}x{kernel[1]}"
+
+
+def strided_name(kernel: tuple[int, int]) -> str:
+    return f"conv2d_{kernel[0]}x{kernel[1]}_a"
 
 
 def shapes(config: Config) -> Shapes:
@@ -183,6 +200,26 @@ def _codec(config: Config) -> Shapes:
             table |= _conv(f"{prefix}shortcut_layer/conv1x1/conv/", (1, 1, inputs, outputs))
     last = (LAST_KERNEL, LAST_KERNEL, base, HALF_CHANNELS)
     return table | _conv(f"{CODEC}output_layer/base_conv_last/conv/", last)
+
+
+def analysis_shapes(config: Config) -> Shapes:
+    """Every key of ``encoder.safetensors``, with its shape."""
+    base, features = config["base_depth"] // 2, config["features"]
+    first = (LAST_KERNEL, LAST_KERNEL, HALF_CHANNELS, base)
+    table = _conv(f"{ANALYSIS}base_conv_first/conv/", first)
+    for index, (_, kernel, narrow, wide) in enumerate(ANALYSIS_BLOCKS):
+        prefix, inputs, outputs = f"{ANALYSIS}encoder_{index}/", narrow * base, wide * base
+        table |= _conv(f"{prefix}conv2d_3x3/conv/", (3, 3, inputs, inputs))
+        table |= _conv(f"{prefix}{strided_name(kernel)}/conv/", (*kernel, inputs, outputs))
+        if narrow != wide:
+            table |= _conv(f"{prefix}shortcut_layer/conv1x1/conv/", (1, 1, inputs, outputs))
+    inner = ANALYSIS_BLOCKS[-1][-1] * base
+    for name in ("conv2d_3x3", "conv2d_3x3_a"):
+        table |= _conv(f"{ANALYSIS}bottleneck/{name}/conv/", (3, 3, inner, inner))
+    last, flat = f"{ANALYSIS}output_convs/", INPUT_BINS * inner
+    table |= _conv(f"{last}conv1x1_last/conv/", (1, 1, flat, features))
+    table |= _conv(f"{last}shortcut_layer/conv1x1_b1/conv/", (1, 1, flat, flat))
+    return table | _conv(f"{last}shortcut_layer/conv1x1_b2/conv/", (1, 1, flat, features))
 
 
 def _conv(prefix: str, kernel: tuple[int, int, int, int]) -> Shapes:

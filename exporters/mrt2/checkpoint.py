@@ -22,11 +22,13 @@ from coreproof_exporters.mrt2.architecture import (
     TOKEN_EMBEDDING,
     TOKEN_SHIFT,
     Config,
+    analysis_shapes,
     shapes,
 )
 from coreproof_exporters.mrt2.naming import Stored, named
 
 FILE = "mrt2_small.safetensors"
+ENCODER_FILE = "encoder.safetensors"  # the codec's analysis encoder, published beside it
 # As reported by those who published conversions of it; the file itself needs a licence to be accepted.
 PUBLISHED_SHA256 = "5dd1cbc7c606c512c21de0bcb04d4818bf0a3b873d7cbb9d1556d67d3b034de3"
 
@@ -46,7 +48,8 @@ _HEADER_LENGTH = 8  # bytes; safetensors starts with the length of its JSON head
 
 
 def load(path: Path) -> Checkpoint:
-    """The checkpoint at ``path``: its folder, or the ``.safetensors`` file itself.
+    """The checkpoint at ``path``: its folder, or the ``.safetensors`` file itself. An
+    ``encoder.safetensors`` beside it, which generation does not need, is read too.
 
     ``tensors`` are float32 under the names of this folder's torch modules, views of the mapped file
     where nothing had to be folded. ``config`` holds the dimensions of
@@ -62,16 +65,19 @@ def load(path: Path) -> Checkpoint:
     arrays = _mapped(file)
     config = _config(file, arrays)
     stored, unused = _stored(file, arrays, shapes(config))
-    # A sum is finite only if every term is, and needs no temporary of the tensor's size.
-    bad = [key for key, found in stored.items() if not math.isfinite(found.array.sum(dtype=np.float64))]
-    if bad:
-        raise CheckpointError(f"{file}: NaN or infinity in {_some(bad)}; every weight must be finite")
-    digest = _digest(file)
-    published = digest.sha256 == PUBLISHED_SHA256
+    files = [_digest(file, FILE)]
+    # No published sha256 of the encoder is known, so with one the checkpoint is not known to be published.
+    published = files[0].sha256 == PUBLISHED_SHA256
+    encoder = file.with_name(ENCODER_FILE)
+    if encoder.is_file():
+        found, _ = _stored(encoder, _mapped(encoder), analysis_shapes(config))
+        stored |= found
+        files.insert(0, _digest(encoder, ENCODER_FILE))
+        published = False
     tensors, origins = named(stored, config)
     levels, quantizers = config["levels"], config["quantizers"]
     return Checkpoint(
-        files=(digest,),
+        files=tuple(files),
         config=config,
         tensors=tensors,
         origins=origins,
@@ -142,6 +148,10 @@ def _stored(
         else:
             extra.append(key)
     _check(path, stored, expected, extra)
+    # A sum is finite only if every term is, and needs no temporary of the tensor's size.
+    bad = [key for key, found in stored.items() if not math.isfinite(found.array.sum(dtype=np.float64))]
+    if bad:
+        raise CheckpointError(f"{path}: NaN or infinity in {_some(bad)}; every weight must be finite")
     return stored, unused
 
 
@@ -169,7 +179,9 @@ def _check(
     if wrong:
         problems.append(f"of another shape {_some(wrong)}")
     if problems:
-        raise CheckpointError(f"{path}: {'; '.join(problems)}; expected the {len(expected)} keys of {FILE}")
+        raise CheckpointError(
+            f"{path}: {'; '.join(problems)}; expected the {len(expected)} keys of {_published(path)}"
+        )
 
 
 def _advice(key: str, array: np.ndarray, expected: tuple[int, ...]) -> str:
@@ -191,10 +203,14 @@ def _some(items: Iterable[str], shown: int = 3) -> str:
     return ", ".join(ordered[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _digest(path: Path) -> FileDigest:
+def _published(path: Path) -> str:
+    return ENCODER_FILE if path.name == ENCODER_FILE else FILE
+
+
+def _digest(path: Path, name: str) -> FileDigest:
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256")
-        return FileDigest(FILE, stream.tell(), digest.hexdigest())
+        return FileDigest(name, stream.tell(), digest.hexdigest())
 
 
 def _seed(path: Path) -> int | None:

@@ -10,6 +10,7 @@ COLUMNS = 1 + WINDOW + 1  # of the bias row: the sink, the cached frames, the cu
 HIDDEN_SCORE = -1e4  # exp(score - 1e4) is exactly 0 in fp16 and fp32 alike, and 1e4 is an fp16 number
 STEP = "step"  # the state in which the published signature keeps the position
 STREAM_FRAMES = 1  # token frames of a call of the streaming decoder
+ANALYSIS_FRAMES = 25  # token frames of a call of the codec's analysis encoder
 
 
 def stems(config: Config) -> list[str]:

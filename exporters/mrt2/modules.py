@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from coreproof.convert.checkpoint import Checkpoint
 from coreproof.errors import ConversionError
+from coreproof_exporters.mrt2.analysis import AnalysisEncoder
 from coreproof_exporters.mrt2.architecture import BLOCKS
 from coreproof_exporters.mrt2.codec import Decoder, Elu, StreamingDecoder
 from coreproof_exporters.mrt2.conditioning import ConditioningEncoder
@@ -48,6 +49,10 @@ def decoder(
     elu: type[nn.Module] = Elu,
 ) -> nn.Module:
     return _filled(lambda: kind(checkpoint.config, scaled_from, elu), checkpoint, "codec.", scaled_from)
+
+
+def analysis(checkpoint: Checkpoint, kind: Callable[..., nn.Module] = AnalysisEncoder) -> nn.Module:
+    return _filled(lambda: kind(checkpoint.config), checkpoint, "analysis.")
 
 
 def rescaled_decoder(

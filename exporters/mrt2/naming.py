@@ -14,6 +14,8 @@ import numpy as np
 
 from coreproof.convert.checkpoint import Origin
 from coreproof_exporters.mrt2.architecture import (
+    ANALYSIS,
+    ANALYSIS_BLOCKS,
     BLOCKS,
     CODEC,
     CONTROL_EMBEDDING,
@@ -27,6 +29,7 @@ from coreproof_exporters.mrt2.architecture import (
     TEMPORAL_LAYER,
     TOKEN_EMBEDDING,
     Config,
+    strided_name,
     transpose_name,
 )
 
@@ -77,6 +80,8 @@ def named(stored: Mapping[str, Stored], config: Config) -> tuple[dict[str, np.nd
     _depth(names, config)
     _conditioning(names)
     _codec(names, config)
+    if any(key.startswith(ANALYSIS) for key in stored):
+        _analysis(names)
     return names.tensors, names.origins
 
 
@@ -195,6 +200,24 @@ def _codec(names: _Names, config: Config) -> None:
     _conv(names, "codec.last.", f"{CODEC}output_layer/base_conv_last/")
 
 
+def _analysis(names: _Names) -> None:
+    _conv(names, "analysis.first.", f"{ANALYSIS}base_conv_first/")
+    for index, (_, kernel, narrow, wide) in enumerate(ANALYSIS_BLOCKS):
+        name, key = f"analysis.blocks.{index}.", f"{ANALYSIS}encoder_{index}/"
+        _conv(names, f"{name}conv.", f"{key}conv2d_3x3/")
+        _conv(names, f"{name}strided.", f"{key}{strided_name(kernel)}/")
+        if narrow != wide:
+            _conv(names, f"{name}shortcut.", f"{key}shortcut_layer/conv1x1/")
+    for part, layer in (("first", "conv2d_3x3"), ("second", "conv2d_3x3_a")):
+        _conv(names, f"analysis.unit.{part}.", f"{ANALYSIS}bottleneck/{layer}/")
+    for part, layer in (
+        ("last", "conv1x1_last"),
+        ("shortcut_1", "shortcut_layer/conv1x1_b1"),
+        ("shortcut_2", "shortcut_layer/conv1x1_b2"),
+    ):
+        _conv(names, f"analysis.output.{part}.", f"{ANALYSIS}output_convs/{layer}/")
+
+
 def _conv(names: _Names, name: str, key: str, *, flip: bool = False) -> None:
     """A kernel [height, width, in, out] as torch has it: [out, in, height, width], or for a transposed
     convolution [in, out, height, width] with both axes reversed, as JAX stores it unreversed."""
@@ -210,6 +233,8 @@ def _conv(names: _Names, name: str, key: str, *, flip: bool = False) -> None:
         how,
     )
     names.put(f"{name}bias", f"{key}conv/bias")
+    if not name.startswith("codec."):
+        return
     names.put(
         f"scaled.{name}bias",
         f"{key}conv/bias",

@@ -1,7 +1,8 @@
 # mypy: ignore-errors
 """Run the official JAX code of magenta-rt on a checkpoint. A script for an environment of its own.
 
-``python official.py JOB.npz CHECKPOINT.safetensors RESULT.npz``; made by ``make reference-mrt2``, which
+``python official.py JOB.npz CHECKPOINT.safetensors RESULT.npz``, with ``encoder.safetensors`` beside the
+checkpoint or not; made by ``make reference-mrt2``, which
 installs ``reference-requirements.txt``. It imports nothing of coreproof.
 
 JOB holds ``config`` (JSON: the dimensions) and arrays: ``conditioning_tokens`` [n, 144]
@@ -51,6 +52,7 @@ from magenta_rt.config import MUSICCOCA, SPECTROSTREAM, ModelSpec  # noqa: E402
 from magenta_rt.jax import model, spectrostream, system  # noqa: E402
 
 TOP_K = 40
+EDGE = 4  # rows of the waveform's STFT that are kept from each end
 SHIFT = system.NUM_RESERVED_TOKENS + 1  # as MagentaRT2System._build_conditioning adds to every token
 
 
@@ -98,6 +100,7 @@ def codec(config):
     return dataclasses.replace(
         whole,
         decoder_base_conv_depth=config["base_depth"],
+        encoder_base_conv_depth=config["base_depth"] // 2,
         num_features=config["features"],
         quantizer=quantizer,
     ).make()
@@ -198,7 +201,32 @@ def decode(m, codes):
     return embeddings.values, rows.values, m.inverse_stft.layer(rows, training=False).values
 
 
-def compute(job, weights):
+def analyse(m, rows, waveform):
+    """The encoder on STFT rows, with and without what came before the last frames; then the STFT, the
+    embeddings and the codes of a waveform."""
+    late = rows[:, rows.shape[1] // 2 :]
+    embeddings = m.waveform_to_embeddings(sequence(waveform), training=False)
+    return {
+        "encoder_embeddings": m.encoder.layer(sequence(rows), training=False).values[0],
+        "encoder_embeddings_without_history": m.encoder.layer(sequence(late), training=False).values[0],
+        "waveform_stft": m.stft.layer(sequence(waveform), training=False).values[0],
+        "waveform_embeddings": embeddings.values[0],
+        "waveform_codes": m.quantizer.embeddings_to_codes(embeddings).values[0],
+    }
+
+
+def analysis(config, tree, encoder, rows, waveform):
+    """The arrays of RESULT that need ``encoder.safetensors``; none without it."""
+    if encoder is None:
+        return {}
+    params = {**tree["soundstream"], "encoder": encoder["encoder"]}
+    found = codec(config).apply({"params": params}, rows, waveform, method=analyse)
+    stft = found.pop("waveform_stft")
+    # The first and last rows tell how the waveform's ends are padded; all would fill the fixture.
+    return {**found, "waveform_stft": jnp.concatenate([stft[:EDGE], stft[-EDGE:]])}
+
+
+def compute(job, weights, encoder=None):
     """The arrays of RESULT, by name."""
     config = json.loads(str(job["config"]))
     tree = flax.traverse_util.unflatten_dict(weights, sep="/")["params"]
@@ -240,14 +268,19 @@ def compute(job, weights):
         "decoder_embeddings": embeddings[0],
         "decoder_stft": rows[0],
         "audio": audio[0],
+        **analysis(config, tree, encoder, rows, audio),
     }
 
 
 def main():
     job, checkpoint, result = (Path(argument) for argument in sys.argv[1:])
+    beside = checkpoint.with_name("encoder.safetensors")
+    encoder = safetensors.flax.load_file(beside) if beside.is_file() else None
+    if encoder is not None:
+        encoder = flax.traverse_util.unflatten_dict(encoder, sep="/")["params"]
     with np.load(job, allow_pickle=False) as stored:
         arrays = compute(
-            {name: stored[name] for name in stored.files}, safetensors.flax.load_file(checkpoint)
+            {name: stored[name] for name in stored.files}, safetensors.flax.load_file(checkpoint), encoder
         )
     np.savez(result, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
 

@@ -29,8 +29,8 @@ from coreproof_exporters.mrt2.architecture import (
     vocabulary,
 )
 from coreproof_exporters.mrt2.checkpoint import load
-from coreproof_exporters.mrt2.contract import STEP, STREAM_FRAMES, cache_shape, carried, stems
-from coreproof_exporters.mrt2.synth import synth
+from coreproof_exporters.mrt2.contract import ANALYSIS_FRAMES, STEP, STREAM_FRAMES, cache_shape, carried, stems
+from coreproof_exporters.mrt2.synth import SYNTH_SIZES, synth
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ def stages(checkpoint: Checkpoint, variant: str) -> tuple[Stage, ...]:
     )
     if variant == "fp16":
         return (*both, _stateful(checkpoint))
-    return (*both, _depth_logits(checkpoint), _conditioning(checkpoint))
+    return (*both, _depth_logits(checkpoint), _conditioning(checkpoint), *_analysis(checkpoint))
 
 
 def host_files(checkpoint: Checkpoint) -> Mapping[str, bytes]:
@@ -249,6 +249,25 @@ def _conditioning(checkpoint: Checkpoint) -> Stage:
     )
 
 
+def _analysis(checkpoint: Checkpoint) -> tuple[Stage, ...]:
+    """The codec's other half, where the checkpoint has it."""
+    if "analysis.first.weight" not in checkpoint.tensors:
+        return ()
+    frames, features = ANALYSIS_FRAMES, checkpoint.config["features"]
+    shape = (1, ROWS_PER_FRAME * frames, BINS, 2 * HALF_CHANNELS)
+    stage = _stage(
+        checkpoint,
+        "fp32",
+        name="spectrostream_encoder",
+        what=f"Codec embeddings of the STFT rows of {frames} token frames, of which the first 14 are context",
+        module=_built("analysis"),
+        inputs=(TensorSpec("encoder_stft", shape, "fp32"),),
+        outputs=(TensorSpec("encoder_embeddings", (1, frames, features), "fp32"),),
+        compute_units="CPU_AND_GPU",
+    )
+    return (stage,)
+
+
 def _stage(
     checkpoint: Checkpoint,
     compute: str,
@@ -296,5 +315,6 @@ RECIPE = Recipe(
     stages=stages,
     synth=synth,
     on_request=("bursts", *LADDER),
+    sizes=SYNTH_SIZES,
     host_files=host_files,
 )

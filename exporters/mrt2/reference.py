@@ -47,7 +47,9 @@ def compute(checkpoint: Path) -> Reference:
     ``_other_source`` [130, D]; ``depth_inputs`` [4, 12, D] and ``depth_logits`` [4, 12, ids]; ``codes``
     and ``margins`` [130, 12], the winning score less the next; ``noise_seed`` and ``temperature``;
     ``dimensions``, the config's values by name; ``decoder_embeddings`` [26, features], ``decoder_stft``
-    [100, 480, 4] and ``audio`` [48000, 2].
+    [100, 480, 4] and ``audio`` [48000, 2]. With the codec's encoder: ``encoder_embeddings`` [25, features]
+    of ``decoder_stft``, ``_without_history`` [12, features] of its second half alone, and of ``audio`` the
+    first and last 4 rows of ``waveform_stft``, ``waveform_embeddings`` and ``waveform_codes``.
 
     Raises CheckpointError for a checkpoint that the recipe refuses, FixtureError when the official
     code is not installed or fails.

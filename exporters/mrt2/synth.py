@@ -19,14 +19,17 @@ from safetensors.numpy import save_file
 
 from coreproof.errors import UsageError
 from coreproof_exporters.mrt2.architecture import (
+    ANALYSIS,
     QUANTIZER,
     SIZES,
     START_TOKEN,
     TOKEN_EMBEDDING,
     Config,
+    Shapes,
+    analysis_shapes,
     shapes,
 )
-from coreproof_exporters.mrt2.checkpoint import FILE, SYNTH_FILE, SYNTH_SCHEMA
+from coreproof_exporters.mrt2.checkpoint import ENCODER_FILE, FILE, SYNTH_FILE, SYNTH_SCHEMA
 
 # Key pattern: mean, spread; the first that fits. "kernel" spreads are gains, divided by the square
 # root of the number of inputs that meet in one output.
@@ -53,11 +56,17 @@ _STATISTICS = {
     "*/decoder_4/*/kernel": (0.0, 30.0),
     "*/decoder_5/*/kernel": (0.0, 6.0),
     "*/decoder_6/*/kernel": (0.0, 0.006),
+    f"{ANALYSIS}base_conv_first/*/kernel": (0.0, 0.3),
+    f"{ANALYSIS}output_convs/*/kernel": (0.0, 0.12),
+    f"{ANALYSIS}*/kernel": (0.0, 1.2),
+    f"{ANALYSIS}*/bias": (0.0, 0.3),
     "*/base_conv_last/conv/kernel": (0.0, 0.01),
     "*/base_conv_last/conv/bias": (0.0, 0.02),
     "*/decoder_[45]/*/bias": (0.0, 50.0),
     "*/soundstream/*/bias": (0.0, 0.3),
 }
+_ENCODER = "+encoder"
+SYNTH_SIZES = ("small", "full", f"small{_ENCODER}", f"full{_ENCODER}")
 _OVERRIDES = {"*/to_logits/kernel": (0.0, 3.0)}
 
 _INPUT_SPREAD = 0.55  # of a frame's temporal input, the mean of 12 tokens, as published
@@ -70,24 +79,28 @@ _CODEBOOK_DECAY = 0.85
 
 def synth(folder: Path, size: str, seed: int) -> None:
     """Write ``mrt2_small.safetensors`` and ``synth.json`` into ``folder``, which is created. ``size``
-    is ``small`` or ``full``; ``seed`` is not negative.
+    is ``small`` or ``full``, or one of them with ``+encoder``, which also writes ``encoder.safetensors``;
+    ``seed`` is not negative.
 
     Raises UsageError for another size or seed.
     """
-    if size not in SIZES:
-        raise UsageError(f"size {size!r} does not exist; choose {' or '.join(SIZES)}")
+    if size not in SYNTH_SIZES:
+        raise UsageError(f"size {size!r} does not exist; choose {', '.join(SYNTH_SIZES)}")
     if seed < 0:
         raise UsageError(f"seed {seed} is negative; choose 0 or more")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_tensors(SIZES[size], seed), folder / FILE)
+    config = SIZES[size.removesuffix(_ENCODER)]
+    save_file(_tensors(config, shapes(config), seed), folder / FILE)
+    if size.endswith(_ENCODER):
+        save_file(_tensors(config, analysis_shapes(config), seed), folder / ENCODER_FILE)
     note = {"schema": SYNTH_SCHEMA, "model": "mrt2", "size": size, "seed": seed}
     text = json.dumps(note, indent=1) + "\n"
     (folder / SYNTH_FILE).write_text(text, encoding="utf-8", newline="\n")
 
 
-def _tensors(config: Config, seed: int) -> dict[str, np.ndarray]:
+def _tensors(config: Config, table: Shapes, seed: int) -> dict[str, np.ndarray]:
     generator = np.random.Generator(np.random.PCG64(seed))
-    return {key: _draw(generator, key, shape, config) for key, shape in sorted(shapes(config).items())}
+    return {key: _draw(generator, key, shape, config) for key, shape in sorted(table.items())}
 
 
 def _draw(generator: np.random.Generator, key: str, shape: tuple[int, ...], config: Config) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The streaming inverse STFT against scipy's own dual window, and a signal that must come back."""
+"""The STFT and its streaming inverse: against scipy's own dual window, and a signal that must come back."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
 
-from coreproof.audio import stft
-from coreproof.audio.stft import InverseStft, dual_window
+from coreproof.audio import stft as module
+from coreproof.audio.stft import InverseStft, dual_window, stft
 from coreproof.errors import InputError
 
 STEP = 480
@@ -48,7 +48,7 @@ def test_a_signal_comes_back_in_chunks(tones: np.ndarray) -> None:
 
 
 def test_plain_hann_does_not_give_it_back(tones: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stft, "dual_window", lambda step: hann(2 * step, sym=False))
+    monkeypatch.setattr(module, "dual_window", lambda step: hann(2 * step, sym=False))
     audio = InverseStft(STEP, 2)(rows_of(tones))
     assert snr_db(audio[STEP:], tones[STEP : len(audio)]) < 15
 
@@ -57,3 +57,22 @@ def test_plain_hann_does_not_give_it_back(tones: np.ndarray, monkeypatch: pytest
 def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"expected \(n, 480, 4\)"):
         InverseStft(STEP, 2)(np.zeros(shape, np.float32))
+
+
+def test_the_inverse_gives_the_signal_back() -> None:
+    """From the second hop on, where two frames overlap; tones have nothing at the Nyquist bin."""
+    time = np.arange(20 * STEP)
+    audio = np.stack([np.sin(time * 0.06), np.cos(time * 0.13) * 0.5], axis=1).astype(np.float32)
+    again = InverseStft(STEP, 2)(stft(audio, STEP))
+    assert again.shape == audio.shape
+    np.testing.assert_allclose(again[STEP:-STEP], audio[STEP:-STEP], atol=2e-6)
+
+
+def test_an_unfinished_hop_goes_on_in_silence() -> None:
+    audio = np.ones((STEP + 3, 1), np.float32)
+    rows = stft(audio, STEP)
+    assert rows.shape == (2, STEP, 2)
+    filled = np.concatenate([audio, np.zeros((STEP - 3, 1), np.float32)])
+    np.testing.assert_array_equal(rows, stft(filled, STEP))
+    with pytest.raises(InputError, match=r"expected \(samples, channels\)"):
+        stft(audio[:, 0], STEP)
