@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FIXTURES
 from safetensors.numpy import load_file, save_file
 from support import digests
 
@@ -25,6 +24,7 @@ from coreproof.validate import validate
 from coreproof_exporters.mrt2 import architecture, checkpoint, modules, recipe, synth
 from coreproof_exporters.mrt2.encoding import Encoder
 
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "mrt2"
 Arrays = Mapping[str, np.ndarray]
 Tensors = dict[str, np.ndarray]
 
