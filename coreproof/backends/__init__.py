@@ -1,4 +1,4 @@
-"""Ways to run a stage: our runtime anywhere, the torch module, Core ML on a Mac."""
+"""Ways to run a stage: our runtime anywhere, the torch module, Core ML on a Mac, a program in MLX."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ BACKENDS = {
     "mil": "coreproof.backends.mil",
     "torch": "coreproof.backends.torch",
     "coreml": "coreproof.backends.coreml",
+    "mlx": "coreproof.backends.mlx",
 }
 
 

@@ -23,7 +23,7 @@ Checkpoint = Annotated[
     typer.Option("--checkpoint", "-c", help="The build's checkpoint, where no reference of it is recorded."),
 ]
 BackendName = Annotated[
-    str, typer.Option("--backend", "-b", help="mil, torch or coreml; see `coreproof backends`.")
+    str, typer.Option("--backend", "-b", help="mil, torch, coreml or mlx; see `coreproof backends`.")
 ]
 
 

@@ -70,6 +70,8 @@ class Stage:
     any other blob without an origin is an error, because something folded a weight.
     ``compression`` is done after every other pass, to weights as the program would else hold them.
     ``compute_units`` is what the package is meant for; it is recorded, not written into it.
+    ``mlx`` builds the same stage for backend ``mlx``: a function of inputs and states, both dicts of float32
+    (int32 for integers) MLX arrays, that returns the outputs and the states after them by name.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Stage:
     constants: tuple[str, ...] = ()
     compression: Compression | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    mlx: Callable[[Checkpoint], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

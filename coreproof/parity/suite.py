@@ -94,10 +94,9 @@ class Suite:
     what is tested matters (name -> value, gated by ``[[excitation]]``). ``aggregates`` measures
     over all outcomes of one package (name -> value, gated by ``aggregate = "name"``). ``heard`` makes
     sound of an outcome where an output is not sound already, empty when it cannot; without it every
-    floating output of a case with a ``sample_rate`` is heard.
-    ``optional``: stages
-    that not every checkpoint has; gates may name them where there are no cases for them, but a package of
-    them without cases fails as any other does."""
+    floating output of a case with a ``sample_rate`` is heard. ``optional``: stages that not every
+    checkpoint has; gates may name them where there are no cases for them, but a package of them
+    without cases fails as any other does."""
 
     model: str
     cases: Callable[[Arrays], Iterable[Case]]

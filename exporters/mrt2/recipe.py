@@ -51,6 +51,8 @@ LADDER = {
     "palette4": Compression("palette", 4),
     "palette4_grouped": Compression("palette", 4, group_size=16),
 }
+# Stages with a program for backend mlx: those that MLX runs quickly on a CPU.
+MLX_PROGRAMS = ("temporal_carry", "temporal_stateful", "depth_logits", "conditioning_encoder")
 CHUNKS = (5, 25)  # token frames of the decoders without memory
 
 _TARGET = "iOS18"  # what the published packages ask for, and the least that has states
@@ -293,7 +295,17 @@ def _stage(
         compute_units=compute_units,
         constants=(_NO_BIAS, *constants),
         metadata={"description": what, "weights": checkpoint.kind},
+        mlx=_in_mlx(name) if name in MLX_PROGRAMS else None,
     )
+
+
+def _in_mlx(name: str) -> Callable[[Checkpoint], object]:
+    def build(checkpoint: Checkpoint) -> object:
+        from coreproof_exporters.mrt2 import mlx_programs
+
+        return getattr(mlx_programs, name)(checkpoint)
+
+    return build
 
 
 def _built(name: str, kind: str | None = None) -> Callable[[Checkpoint], torch.nn.Module]:

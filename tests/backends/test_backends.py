@@ -35,10 +35,10 @@ def target(made: Made, variant: str = "fp32") -> Target:
 
 
 def test_the_backends_here(cli: Cli) -> None:
-    assert list(available()) == list(BACKENDS) == ["mil", "torch", "coreml"]
+    assert list(available()) == list(BACKENDS) == ["mil", "torch", "coreml", "mlx"]
     ended = cli("backends", "--json")
     assert (ended.status, json.loads(ended.out)) == (0, available())
-    assert available()["mil"] is available()["torch"] is None
+    assert available()["mil"] is available()["torch"] is available()["mlx"] is None
     table = cli("backends")
     assert table.status == 0
     for name, reason in available().items():
@@ -46,7 +46,7 @@ def test_the_backends_here(cli: Cli) -> None:
 
 
 def test_an_unknown_backend() -> None:
-    with pytest.raises(BackendError, match="no backend 'onnx'; choose one of mil, torch, coreml"):
+    with pytest.raises(BackendError, match="no backend 'onnx'; choose one of mil, torch, coreml, mlx"):
         create("onnx")
 
 
@@ -63,7 +63,7 @@ def test_core_ml_is_absent_off_a_mac(
     assert ended.err == f"error: backend 'coreml' is absent here: {reason}\n"
 
 
-@pytest.mark.parametrize("name", ["mil", "torch", "coreml"])
+@pytest.mark.parametrize("name", ["mil", "torch", "coreml", "mlx"])
 def test_nothing_runs_before_load_or_after_close(name: str, shared_filter: Made) -> None:
     runner = __import__(BACKENDS[name], fromlist=["Runner"]).Runner()
     assert runner.name == name
@@ -77,7 +77,7 @@ def test_nothing_runs_before_load_or_after_close(name: str, shared_filter: Made)
         runner.make_state()
 
 
-@pytest.mark.parametrize("name", ["mil", "torch"])
+@pytest.mark.parametrize("name", ["mil", "torch", "mlx"])
 def test_one_stream_keeps_its_history(name: str, shared_filter: Made) -> None:
     """Two chunks of a stream are the filter of the whole signal (numpy.convolve)."""
     runner = create(name)
@@ -111,7 +111,7 @@ def test_a_stateless_stage_has_no_state(name: str, shared_minilm: Made) -> None:
     assert np.linalg.norm(found) == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mil", "torch"])
+@pytest.mark.parametrize("name", ["mil", "torch", "mlx"])
 @pytest.mark.parametrize(
     ("inputs", "with_state", "message"),
     [({}, True, "missing input 'audio'"), ({"audio": CHUNK}, False, r"is stateful: pass state=.*make_state\(\)")],
@@ -125,9 +125,41 @@ def test_inputs_that_do_not_fit(
         runner.predict(inputs, runner.make_state() if with_state else None)
 
 
-def test_torch_needs_the_checkpoint(shared_filter: Made) -> None:
-    with pytest.raises(BackendError, match="backend 'torch' runs the Stage's module: it needs --checkpoint"):
-        create("torch").load(Target(shared_filter.package("fp32")))
+@pytest.mark.parametrize(("name", "what"), [("torch", "module"), ("mlx", "MLX program")])
+def test_what_is_no_package_needs_the_checkpoint(name: str, what: str, shared_filter: Made) -> None:
+    with pytest.raises(
+        BackendError, match=f"backend '{name}' runs the Stage's {what}: it needs --checkpoint"
+    ):
+        create(name).load(Target(shared_filter.package("fp32")))
+
+
+def test_mlx_needs_a_program(shared_minilm: Made) -> None:
+    with pytest.raises(BackendError, match=r"stage '.*' has no MLX program"):
+        create("mlx").load(target(shared_minilm))
+
+
+def test_mlx_refuses_another_shape(shared_filter: Made) -> None:
+    runner = create("mlx")
+    runner.load(target(shared_filter))
+    with pytest.raises(InputError, match=r"input 'audio' has shape \(1, 320\), expected \(1, 1, 320\)"):
+        runner.predict({"audio": CHUNK[0]}, runner.make_state())
+
+
+def test_mlx_says_why_it_is_absent(monkeypatch: pytest.MonkeyPatch, shared_filter: Made) -> None:
+    monkeypatch.setitem(sys.modules, "mlx.core", None)
+    reason = available()["mlx"]
+    assert reason is not None
+    assert reason.endswith("pip install 'coreproof[mlx]'")
+    with pytest.raises(BackendError, match="backend 'mlx' is absent here: MLX cannot be imported"):
+        create("mlx")
+
+
+def test_mlx_passes_the_gates(streaming_fir: Made, filter_reference: Path, cli: Cli) -> None:
+    options = ("--model", streaming_fir.model, "--fixture", filter_reference, "--backend", "mlx")
+    ended = cli("validate", streaming_fir.build, *options, "--checkpoint", streaming_fir.checkpoint)
+    assert ended.status == 0, ended.err
+    receipt = json.loads((streaming_fir.build / "receipt-mlx.json").read_bytes())
+    assert (receipt["backend"], receipt["verdict"]) == ("mlx", "pass")
 
 
 # Core ML's backend against a stand-in: it shows what coreproof asks of coremltools, not what Core ML

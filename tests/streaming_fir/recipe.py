@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -56,6 +57,7 @@ def stages(checkpoint: Checkpoint, variant: str) -> tuple[Stage, ...]:
             states=(StateSpec("history", (1, 1, checkpoint.config["taps"] - 1)),),
             precision=Precision(variant),
             target="iOS18",
+            mlx=_in_mlx,
         ),
     )
 
@@ -64,6 +66,19 @@ def _filter(checkpoint: Checkpoint) -> torch.nn.Module:
     from .modules import build
 
     return build(checkpoint)
+
+
+def _in_mlx(checkpoint: Checkpoint) -> Callable[..., object]:
+    import mlx.core as mx
+
+    taps = mx.array(checkpoint.tensors["taps"]).transpose(0, 2, 1)  # (1, taps, 1)
+
+    def run(inputs: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        seen = mx.concatenate([state["history"], inputs["audio"]], axis=2)
+        filtered = mx.conv1d(seen.transpose(0, 2, 1), taps).transpose(0, 2, 1)
+        return {"filtered": filtered}, {"history": seen[:, :, CHUNK:]}
+
+    return run
 
 
 def synth(folder: Path, size: str, seed: int) -> None:
