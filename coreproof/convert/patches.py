@@ -86,12 +86,21 @@ def lean(folder: Path) -> Iterator[Conversion]:
     coremltools()
     with _one_at_a_time, ExitStack() as stack:
         stack.enter_context(_uncollected())
+        _forget_names()
         conversion = Conversion(folder)
         stack.callback(conversion.halves.close)
         owner = threading.get_ident()
         for patch in _PATCHES:
             stack.callback(_apply(patch, conversion, owner))
         yield conversion
+
+
+def _forget_names() -> None:
+    """Names count from zero. coremltools forgets them when a conversion ends well, so one that failed, or a
+    program that was built by hand, would show in the next package's bytes."""
+    from coremltools.converters.mil.converter import _reset_conversion_state
+
+    _reset_conversion_state()
 
 
 @contextmanager

@@ -80,3 +80,23 @@ def test_the_published_checkpoint_exports_to_the_recorded_bytes(tmp_path: Path) 
         for package in receipt["packages"]
     }
     assert recorded == {(p.package, manifest.package_digest(p.package)) for p in manifest.packages}
+
+
+def test_programs_built_before_in_the_process_leave_no_trace(shared_filter: Made, tmp_path: Path) -> None:
+    """coremltools counts the names of all programs together, until a conversion ends well."""
+    import numpy as np
+    from coremltools.converters.mil import Builder as mb
+
+    weight = np.ones((3, 3), np.float32)
+
+    @mb.program(input_specs=[mb.TensorSpec((1, 3))])
+    def program(x):
+        for _ in range(3):  # of names that the filter's conversion uses too
+            x = mb.linear(x=mb.concat(values=[x], axis=0), weight=weight)
+        return mb.slice_by_index(x=x, begin=[0, 0], end=[1, 2])
+
+    recipe = catalog.find(shared_filter.model).recipe()
+    loaded = recipe.load(shared_filter.checkpoint)
+    pairs = select(recipe, loaded, (), ())
+    export(recipe, shared_filter.checkpoint, loaded, pairs, tmp_path / "again", lambda *_: None)
+    assert digests(tmp_path / "again") == digests(shared_filter.build)
