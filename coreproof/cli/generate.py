@@ -41,11 +41,14 @@ def generate(
     if as_json:
         print_json({"output": str(output), "samples": len(sound.samples), **_measured(sound)})
         return
+    shown = {"runs": "runs>", "median_ms": "median ms>", "p99_ms": "p99 ms>"}
+    if sound.frames:
+        shown["ms_per_frame"] = "ms per frame>"
     rows = [
-        (name, str(t["runs"]), *(f"{t[key]:.2f}" for key in ("median_ms", "p99_ms")))
+        (name, *(f"{t[key]:.{0 if key == 'runs' else 2}f}" for key in shown))
         for name, t in timings(sound).items()
     ]
-    table(("stage", "runs>", "median ms>", "p99 ms>"), rows)
+    table(("stage", *shown.values()), rows)
     if sound.budget is not None and sound.frames:
         say(_against_the_budget(sound.frames, sound.budget))
     if sound.settings:
@@ -54,8 +57,13 @@ def generate(
 
 
 def timings(sound: Sound) -> dict[str, dict[str, float]]:
-    """Median and 99th percentile of each stage's runs after the first, in ms."""
-    return {name: {"runs": len(seconds), **_spread(seconds)} for name, seconds in sound.seconds.items()}
+    """Median, 99th percentile and worst of each stage's runs after the first, in ms, and ``ms_per_frame``:
+    what all its runs come to a frame, for a stage may run once in many."""
+    found = {name: {"runs": len(seconds), **_spread(seconds)} for name, seconds in sound.seconds.items()}
+    if sound.frames:
+        for name, seconds in sound.seconds.items():
+            found[name]["ms_per_frame"] = 1e3 * sum(seconds) / len(sound.frames)
+    return found
 
 
 def _spread(seconds: Sequence[float]) -> dict[str, float]:

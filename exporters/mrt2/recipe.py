@@ -29,7 +29,14 @@ from coreproof_exporters.mrt2.architecture import (
     vocabulary,
 )
 from coreproof_exporters.mrt2.checkpoint import load
-from coreproof_exporters.mrt2.contract import ANALYSIS_FRAMES, STEP, STREAM_FRAMES, cache_shape, carried, stems
+from coreproof_exporters.mrt2.contract import (
+    ANALYSIS_FRAMES,
+    STEP,
+    STREAM_FRAMES,
+    cache_shape,
+    carried,
+    stems,
+)
 from coreproof_exporters.mrt2.synth import SYNTH_SIZES, synth
 
 if TYPE_CHECKING:

@@ -59,6 +59,7 @@ def test_json_names_every_stage(
     ended = CliRunner().invoke(app, [str(shared_minilm.build), "-o", str(tmp_path / "o.wav"), "--json"])
     measured = json.loads(ended.stdout)
     assert measured["stages"]["temporal"]["median_ms"] == pytest.approx(20.0)
+    assert measured["stages"]["depth"]["ms_per_frame"] == pytest.approx(0.5)  # one run in four frames
     assert measured["frame"]["worst_ms"] == pytest.approx(50.0)
     assert measured["frames_ms"] == pytest.approx([9000, 12, 32, 50])
     assert measured["settings"] == {"seed": 7}
