@@ -101,8 +101,9 @@ def verify_weights(build: Path, parts: ModelParts, path: Path, report: Report) -
         files = manifest.checkpoint.files, checkpoint.files
         return WeightsOnly(manifest, (), tuple(unequal_files("checkpoint", *files, "the build", "here")))
     explained = []
+    known = (*recipe.variants, *recipe.on_request)
     for record in manifest.packages:
-        stages = recipe.stages(checkpoint, record.variant) if record.variant in recipe.variants else ()
+        stages = recipe.stages(checkpoint, record.variant) if record.variant in known else ()
         patterns = next((s.constants for s in stages if s.name == record.stage), ())
         explained.append(_Package(build, manifest, record, checkpoint, patterns).explain(report))
     return WeightsOnly(manifest, tuple(explained))
