@@ -180,6 +180,8 @@ def _verdicts(then: Receipt, now: Receipt) -> Iterator[Finding]:
                     "gate", where, f"{name} {one.get('metric', '')}: {said} in the receipt, {found} here"
                 )
     for one, other in zip(then["packages"], now["packages"], strict=True):
+        if one.get("ops", other["ops"]) != other["ops"]:
+            yield Finding("gate", one["package"], "its op counts are others than the receipt's")
         if one["problems"] != other["problems"]:
             yield Finding("gate", one["package"], "its problems are others than the receipt's")
     if then["verdict"] != now["verdict"]:

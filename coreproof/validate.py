@@ -7,8 +7,9 @@ a pass.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from coreproof.package.manifest import (
     checkpoint_digest,
     load_manifest,
 )
+from coreproof.package.reader import open_package
 from coreproof.parity.comparison import CaseComparison, Judgement, compare_case, judge, judge_excitations
 from coreproof.parity.fixture import Fixture, find, load, save
 from coreproof.parity.gates import Gates, Verdict, load_gates
@@ -40,7 +42,8 @@ from coreproof.parity.suite import Arrays, Case, Outcome, Suite
 class PackageResult:
     """One package, judged. ``mode`` is None where the backend has no numeric modes. ``judged_as``: the
     variant whose gates judged it, None for its own; then it is on record and fails no build. ``suspects``:
-    the worst ops on the case that fails, when our runtime ran it."""
+    the worst ops on the case that fails, when our runtime ran it. ``ops``: how many of each type compute;
+    ``peer_ops``: how many another exporter's package of this stage has, where that is known."""
 
     record: PackageRecord
     mode: str | None
@@ -49,6 +52,8 @@ class PackageResult:
     judgement: Judgement
     suspects: tuple[Suspect, ...] = ()
     judged_as: str | None = None
+    ops: Mapping[str, int] = field(default_factory=dict)
+    peer_ops: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +197,17 @@ def _package(
     aggregates = suite.aggregates(outcomes) if outcomes else {}
     judgement = judge(comparisons, aggregates, gates, record.stage, judged_as or record.variant)
     suspects = _suspects(build / record.package, own, judgement, mode, halves)
-    return PackageResult(record, mode, tuple(comparisons), aggregates, judgement, suspects, judged_as)
+    ops, peer_ops = _ops(build / record.package), parts.recipe().peer_ops.get(record.stage)
+    return PackageResult(
+        record, mode, tuple(comparisons), aggregates, judgement, suspects, judged_as, ops, peer_ops
+    )
+
+
+def _ops(package: Path) -> Mapping[str, int]:
+    """How many ops of each type compute something: all but constants."""
+    functions = open_package(package).program.functions.values()
+    types = Counter(o.type for f in functions for o in f.block.walk())
+    return {name: types[name] for name in sorted(types) if name != "const"}
 
 
 def stage_of(parts: ModelParts, checkpoint: Checkpoint, record: PackageRecord) -> Stage:

@@ -105,6 +105,8 @@ class Recipe:
 
     ``load(path)`` reads a checkpoint; ``stages(checkpoint, variant)`` lists a variant's packages;
     ``on_request`` are variants beside ``variants`` that are exported only when they are named;
+    ``peer_ops`` says of how many compute ops the same stage is in another exporter's package, where one is
+    published or was built to compare with.
     ``synth(folder, size, seed)`` writes a synthetic checkpoint, size being one of ``sizes``.
     ``side_files`` are files of the checkpoint's folder that a host needs beside the packages (a
     tokenizer). ``host_files(checkpoint)`` makes further ones from weights that no package holds, the
@@ -118,6 +120,7 @@ class Recipe:
     synth: Callable[[Path, str, int], None]
     on_request: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ("small", "full")
+    peer_ops: Mapping[str, int] = field(default_factory=dict)
     published: Published | None = None
     side_files: tuple[str, ...] = ()
     host_files: Callable[[Checkpoint], Mapping[str, bytes]] | None = None

@@ -34,6 +34,8 @@ _PACKAGE_KEYS = {
     "package", "stage", "variant", "mode", "sha256", "digest", "contract", "precision", "target", "bytes",
     "cases", "gates", "problems", "suspects", "aggregates", "metrics",
 }  # fmt: skip
+# What older receipts lack; a package without has none of it.
+_PACKAGE_OPTIONAL = {"compression", "judged_as", "ops", "peer_ops"}
 _NONFINITE = ("nan", "inf", "-inf")
 _SHOWN = 60  # characters of a value in a message
 
@@ -54,7 +56,7 @@ def load_receipt(path: Path) -> Receipt:
     if not isinstance(content["packages"], list) or not isinstance(content["excitations"], list):
         raise PackageError(f"{path}: packages or excitations is no list")
     for entry in content["packages"]:
-        if not isinstance(entry, dict) or entry.keys() != _PACKAGE_KEYS:
+        if not isinstance(entry, dict) or entry.keys() - _PACKAGE_OPTIONAL != _PACKAGE_KEYS:
             raise PackageError(f"{path}: a package has not exactly the keys {sorted(_PACKAGE_KEYS)}")
     return content
 
@@ -139,10 +141,11 @@ def verdict_faults(receipt: Receipt, gates: Gates) -> Iterator[str]:
 
 
 def _of_the_verdict(receipt: Receipt) -> Iterator[str]:
+    shipping = [e for e in receipt["packages"] if e.get("judged_as") is None]
     passed = (
-        bool(receipt["packages"])
+        bool(shipping)
         and all(v["passed"] is True for v in receipt["excitations"])
-        and all(_passes(entry) for entry in receipt["packages"])
+        and all(_passes(entry) for entry in shipping)
     )
     if receipt["verdict"] != ("pass" if passed else "fail"):
         yield f"its verdict is {receipt['verdict']!r}, its gates say {'pass' if passed else 'fail'!r}"
@@ -209,7 +212,7 @@ def _of_the_package(entry: Mapping[str, Any], record: PackageRecord, manifest: M
                 "of other bytes; an old one, or of another package"
             )
     yield from _unequal(
-        entry,
+        {"compression": None, **entry},
         {
             "sha256": {f.path: f.sha256 for f in files},
             "digest": manifest.package_digest(record.package),
@@ -218,6 +221,7 @@ def _of_the_package(entry: Mapping[str, Any], record: PackageRecord, manifest: M
             "variant": record.variant,
             "contract": asdict(record.contract),
             "precision": asdict(record.precision),
+            "compression": asdict(record.compression) if record.compression else None,
             "target": record.target,
         },
         f"{record.package}: ",
@@ -227,12 +231,16 @@ def _of_the_package(entry: Mapping[str, Any], record: PackageRecord, manifest: M
 def _of_the_gates(entry: Mapping[str, Any], backend: str, gates: Gates) -> Iterator[str]:
     """Judge the package's metrics again, at the gate file's bounds."""
     name = entry["package"]
-    mode = gates.modes.get(entry["variant"]) if backend == "mil" else None
+    judged_as = gates.recorded.get(entry["variant"])
+    if entry.get("judged_as") != judged_as:
+        yield f"{name}: judged as {entry.get('judged_as')!r}, the gate file says {judged_as!r}"
+    variant = judged_as or entry["variant"]
+    mode = gates.modes.get(variant) if backend == "mil" else None
     if entry["mode"] != mode:
         yield f"{name}: judged in mode {entry['mode']!r}, the gate file says {mode!r}"
     aggregates = {k: number(v) for k, v in entry["aggregates"].items()}
     try:
-        judgement = judge(comparisons(entry), aggregates, gates, entry["stage"], entry["variant"])
+        judgement = judge(comparisons(entry), aggregates, gates, entry["stage"], variant)
     except ValueError as error:
         yield f"{name}: {error}"
         return

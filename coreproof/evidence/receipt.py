@@ -14,7 +14,9 @@ A receipt is canonical JSON, schema ``coreproof.receipt/1``:
     excitations  [{gate, value, bound, passed}]
     packages     [{package, stage, variant, mode, sha256: {file: digest}, digest, bytes, contract,
                    precision, compression, judged_as (null, or for a package on record the variant
-                   whose gates judged it), target, cases, gates: [...], aggregates, problems, suspects,
+                   whose gates judged it), ops {total, types: {type: count}} that compute, peer_ops (how
+                   many another exporter's package of the stage has, or null), target, cases, gates: [...], aggregates,
+                   problems, suspects,
                    metrics: {output: {metric: [one value a case]}}}]
 
 Numbers that JSON cannot hold are the strings "nan", "inf" and "-inf". There is no date, host or
@@ -89,6 +91,8 @@ def _package(validation: Validation, result: PackageResult) -> dict[str, Any]:
         "precision": asdict(result.record.precision),
         "compression": asdict(c) if (c := result.record.compression) else None,
         "judged_as": result.judged_as,
+        "ops": {"total": sum(result.ops.values()), "types": dict(result.ops)},
+        "peer_ops": result.peer_ops,
         "target": result.record.target,
         "bytes": sum(f.size for f in validation.manifest.package_files(result.record.package)),
         "cases": [c.case for c in result.comparisons],

@@ -226,3 +226,29 @@ def test_a_recorded_receipt_belongs_to_no_other_build(
     shutil.copy(recorded, judged_filter.build / "receipt-mil.json")
     with pytest.raises(JudgedBadError, match="its model is "):
         check(judged_filter)
+
+
+def test_whose_gates_judged_it_is_the_gate_files_to_say(judged_filter: Made) -> None:
+    edit_receipt(judged_filter.build, lambda receipt: receipt["packages"][0].update(judged_as="fp32"))
+    with pytest.raises(JudgedBadError, match="judged as 'fp32', the gate file says None"):
+        check(judged_filter)
+
+
+def test_a_compression_that_the_build_has_not_is_refused(judged_filter: Made) -> None:
+    packed = {"kind": "palette", "bits": 4, "group_size": None, "threshold": 2048, "left": []}
+    edit_receipt(judged_filter.build, lambda receipt: receipt["packages"][0].update(compression=packed))
+    with pytest.raises(JudgedBadError, match=r"its compression is .*, the build's null"):
+        check(judged_filter)
+
+
+def test_a_failing_package_on_record_fails_nothing_and_passes_nothing(judged_filter: Made) -> None:
+    own = gates(judged_filter)
+    (path,) = find_receipts(judged_filter.build)
+    receipt = json.loads(path.read_bytes())
+    variants = [entry["variant"] for entry in receipt["packages"]]
+    on_record = replace(own, recorded={variants[0]: variants[0]})
+    receipt["packages"][0]["judged_as"] = variants[0]
+    receipt["packages"][0]["problems"] = ["a problem"]
+    assert list(verdict_faults(receipt, on_record)) == []
+    alone = {**receipt, "packages": receipt["packages"][:1]}
+    assert any("its verdict is 'pass'" in fault for fault in verdict_faults(alone, on_record))
