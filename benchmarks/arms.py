@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export_arms import EXPORT_ARMS, EXPORT_NEEDS
+from flux_arms import FLUX_ARMS, FLUX_NEEDS
 from graph_arms import GRAPH_ARMS, GRAPH_NEEDS
 from mrt2_arms import MRT2_ARMS, MRT2_NEEDS
 from timing import Predict, onnx_session, predictions, seconds
@@ -168,6 +169,7 @@ ARMS: Mapping[str, Callable[[Path], Mapping[str, Any]]] = {
     **GRAPH_ARMS,
     **EXPORT_ARMS,
     **MRT2_ARMS,
+    **FLUX_ARMS,
     # Run once, untimed.
     "build": prepare_build,
     "onnx model": prepare_onnx,
@@ -180,6 +182,7 @@ NEEDS = {
     **GRAPH_NEEDS,
     **EXPORT_NEEDS,
     **MRT2_NEEDS,
+    **FLUX_NEEDS,
 }
 
 

@@ -18,13 +18,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from coreproof.audio.sound import Sound
+from coreproof.audio.sound import Report, Sound
 from coreproof.convert.recipe import Recipe
 from coreproof.errors import UsageError
 from coreproof.package.manifest import checkpoint_digest, digest_files
 from coreproof.parity.suite import Reference, Suite
 
 T = TypeVar("T")
+Generate = Callable[[Path, float, str, Mapping[str, str], Report], Sound]
 
 _EXPORTERS = "coreproof_exporters"
 _VALIDATION = "coreproof_validation"
@@ -66,13 +67,11 @@ class ModelParts:
         compute: Callable[[Path], Reference] = module.compute
         return compute
 
-    def generate(self) -> Callable[[Path, float, str, Mapping[str, str]], Sound]:
-        """The model's ``pipeline.generate(build, seconds, backend, options)``, which makes sound with a
-        build. Raises UsageError for a model that makes none."""
+    def generate(self) -> Generate:
+        """The model's ``pipeline.generate(build, seconds, backend, options, report)``, which makes sound
+        with a build. Raises UsageError for a model that makes none."""
         module = _import(f"{self.package}.pipeline")
-        made: Callable[[Path, float, str, Mapping[str, str]], Sound] | None = getattr(
-            module, "generate", None
-        )
+        made: Generate | None = getattr(module, "generate", None)
         if made is None:
             raise UsageError(f"{self.name} makes no sound")
         return made

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
+Report = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
+
+
+def quiet(step: str, done: int, total: int) -> None:
+    """A Report that goes nowhere."""
 
 
 @dataclass(frozen=True, slots=True)

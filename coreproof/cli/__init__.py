@@ -46,7 +46,7 @@ def options(
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Make and re-make": (build.export, build.synth, build.reference, verify.verify),
     "Judge": (judge.validate, judge.compare, report.report, judge.models),
-    "Run and look": (look.run, look.inspect, look.diff, generate.generate, look.backends),
+    "Run and look": (look.run, look.inspect, look.diff, generate.generate, generate.sweep, look.backends),
     "Publish": (hub.publish, hub.fetch),
 }
 for _panel, _commands in _PANELS.items():

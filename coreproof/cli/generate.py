@@ -1,31 +1,41 @@
-"""The command that makes sound: generate."""
+"""The commands that make sound: generate, sweep."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coreproof.cli.build import Json
-from coreproof.cli.console import print_json, progress, say, table
+from coreproof.cli.console import number, print_json, progress, say, table
 
 if TYPE_CHECKING:
     from coreproof.audio.sound import Sound
 
+Build = Annotated[Path, typer.Argument(help="A build folder with coreproof.json.")]
+Prompt = Annotated[
+    str | None, typer.Option("--prompt", "-p", help="What to sound like, for models that read text.")
+]
+Options = Annotated[
+    list[str] | None, typer.Option("--option", help="NAME=VALUE for the model's pipeline; repeatable.")
+]
+BackendName = Annotated[str, typer.Option("--backend", "-b", help="See `coreproof backends`.")]
+RecipeFolder = Annotated[
+    str | None, typer.Option("--model", help="Recipe folder, when the model is not a shipped one.")
+]
+
 
 def generate(
-    build: Annotated[Path, typer.Argument(help="A build folder with coreproof.json.")],
+    build: Build,
     output: Annotated[Path, typer.Option("--output", "-o", help="WAV file to write.")],
     seconds: Annotated[float, typer.Option(help="How much sound.", min=0.0)] = 4.0,
-    option: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE for the model's pipeline; repeatable.")
-    ] = None,
-    backend: Annotated[str, typer.Option("--backend", "-b", help="See `coreproof backends`.")] = "mil",
-    model: Annotated[
-        str | None, typer.Option(help="Recipe folder, when the model is not a shipped one.")
-    ] = None,
+    prompt: Prompt = None,
+    option: Options = None,
+    backend: BackendName = "mil",
+    model: RecipeFolder = None,
     as_json: Json = False,
 ) -> None:
     """Run a build's packages end to end and write what is heard."""
@@ -36,7 +46,7 @@ def generate(
     parts = catalog.of_build(load_manifest(build).model, model)
     with progress() as report:
         report(f"{parts.name}: generating", 0, 1)
-        sound = parts.generate()(build, seconds, backend, _options(option or []))
+        sound = parts.generate()(build, seconds, backend, _options(option or [], prompt), report)
     write_wav(output, sound.samples, sound.sample_rate)
     if as_json:
         print_json({"output": str(output), "samples": len(sound.samples), **_measured(sound)})
@@ -54,6 +64,42 @@ def generate(
     if sound.settings:
         say(", ".join(f"{name} {value}" for name, value in sound.settings.items()))
     say(f"{len(sound.samples) / sound.sample_rate:.2f} s at {sound.sample_rate} Hz -> {output}")
+
+
+def sweep(
+    build: Build,
+    option_values: Annotated[
+        str, typer.Argument(metavar="NAME=VALUE,VALUE,...", help="The pipeline's option and what to try.")
+    ],
+    seconds: Annotated[float, typer.Option(help="How much sound.", min=0.0)] = 4.0,
+    prompt: Prompt = None,
+    option: Options = None,
+    backend: BackendName = "mil",
+    model: RecipeFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Make the same sound with several values of an option; table time against distance from the last one."""
+    from coreproof import catalog
+    from coreproof.audio.sweep import sweep as try_all
+    from coreproof.errors import UsageError
+    from coreproof.package.manifest import load_manifest
+
+    name, _, listed = option_values.partition("=")
+    values = [value for value in listed.split(",") if value]
+    if not name or len(values) < 2:
+        raise UsageError(f"{option_values}: write NAME=VALUE,VALUE,... with two values or more")
+    parts = catalog.of_build(load_manifest(build).model, model)
+    with progress() as report:
+        make = partial(parts.generate(), build, seconds, backend)
+        rows = try_all(make, _options(option or [], prompt), name, values, report)
+    if as_json:
+        print_json({"option": name, "against": values[-1], "rows": [row.to_json() for row in rows]})
+        return
+    table(
+        (name, "s>", "SNR dB>", "correlation>", "log-mel correlation>"),
+        [(row.value, f"{row.seconds:.2f}", *(number(m) for m in row.metrics.values())) for row in rows],
+    )
+    say(f"seconds on this machine; distances from {name} {values[-1]}, the same {rows[-1].shared}")
 
 
 def timings(sound: Sound) -> dict[str, dict[str, float]]:
@@ -96,11 +142,12 @@ def _against_the_budget(frames: Sequence[float], budget: float) -> str:
     )
 
 
-def _options(given: list[str]) -> dict[str, str]:
+def _options(given: list[str], prompt: str | None) -> dict[str, str]:
     from coreproof.errors import UsageError
 
     pairs = [entry.partition("=") for entry in given]
     for entry, (name, equals, _) in zip(given, pairs, strict=True):
         if not name or not equals:
             raise UsageError(f"--option {entry}: write NAME=VALUE")
-    return {name: value for name, _, value in pairs}
+    options = {name: value for name, _, value in pairs}
+    return options if prompt is None else {**options, "prompt": prompt}

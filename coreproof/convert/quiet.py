@@ -19,6 +19,7 @@ _NOISE = (
     "Failed to load '_ML",
     "has not been tested with coremltools",
     "Disabling scikit-learn conversion API",
+    "Tuple detected at graph output",  # said of every module with several outputs
     "is added again",  # said of every state the traced module also holds as a buffer
     # Weights that stay as they are; the manifest lists them.
     "Can't perform palettization",

@@ -18,7 +18,7 @@ import numpy as np
 from coreproof.arrays import read_npy
 from coreproof.audio.noise import GumbelNoise
 from coreproof.audio.rvq import embed
-from coreproof.audio.sound import Sound
+from coreproof.audio.sound import Report, Sound, quiet
 from coreproof.audio.stft import InverseStft
 from coreproof.errors import InputError, UsageError
 from coreproof.package.manifest import load_manifest
@@ -177,7 +177,9 @@ OPTIONS = {
 }
 
 
-def generate(build: Path, seconds: float, backend: str, options: Mapping[str, str]) -> Sound:
+def generate(
+    build: Path, seconds: float, backend: str, options: Mapping[str, str], report: Report = quiet
+) -> Sound:
     """``seconds`` of music from ``build``, with every stage's own timing. ``options``: see :data:`OPTIONS`;
     without a conditioning every control is masked and guidance at its defaults.
 

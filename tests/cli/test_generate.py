@@ -14,7 +14,7 @@ from support import Made
 from typer.testing import CliRunner
 
 from coreproof import catalog
-from coreproof.audio.sound import Sound
+from coreproof.audio.sound import Report, Sound
 from coreproof.cli.generate import generate, timings
 from coreproof.errors import UsageError
 
@@ -28,7 +28,7 @@ RAMP = np.arange(48, dtype=np.int16).reshape(24, 2)
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str, dict[str, str]]]:
     calls: list[tuple[float, str, dict[str, str]]] = []
 
-    def made(_: Path, seconds: float, backend: str, options: Mapping[str, str]) -> Sound:
+    def made(_: Path, seconds: float, backend: str, options: Mapping[str, str], report: Report) -> Sound:
         calls.append((seconds, backend, dict(options)))
         stages = {"temporal": [9.0, 0.01, 0.03], "depth": [0.002]}
         return Sound(RAMP, 8000, stages, budget=0.04, frames=[9.0, 0.012, 0.032, 0.05], settings={"seed": 7})

@@ -1,4 +1,4 @@
-"""Magenta RealTime 2, small and synthetic, exported once a session, with the official results."""
+"""Models, small and synthetic, exported once a session, with the official results."""
 
 from __future__ import annotations
 
@@ -58,4 +58,39 @@ def mrt2_official(mrt2_folder: Path) -> Mapping[str, np.ndarray]:
 
     fixture = find([FIXTURES], "mrt2", checkpoint_digest(checkpoint.load(mrt2_folder).files))
     assert fixture is not None, "make reference-mrt2"
+    return fixture.arrays
+
+
+@pytest.fixture(scope="session")
+def tangoflux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with TangoFlux's small checkpoint of seed 0. Do not write into it."""
+    from coreproof_exporters.tangoflux import synth
+
+    made = tmp_path_factory.mktemp("tangoflux")
+    synth.synth(made, "small", 0)
+    return made
+
+
+@pytest.fixture(scope="session")
+def tangoflux_build(tangoflux_folder: Path) -> Path:
+    """Its whole build. Do not write into it."""
+    from coreproof.convert.export import export, select
+    from coreproof_exporters.tangoflux import checkpoint, recipe
+
+    loaded = checkpoint.load(tangoflux_folder)
+    pairs = select(recipe.RECIPE, loaded, (), ())
+    export(recipe.RECIPE, tangoflux_folder, loaded, pairs, tangoflux_folder / "build", lambda *_: None)
+    return tangoflux_folder / "build"
+
+
+@pytest.fixture(scope="session")
+def tangoflux_official(tangoflux_folder: Path) -> Mapping[str, np.ndarray]:
+    """What the official code computed on it."""
+    from coreproof.package.manifest import checkpoint_digest
+    from coreproof.parity.fixture import find
+    from coreproof_exporters.tangoflux import checkpoint
+
+    digest = checkpoint_digest(checkpoint.load(tangoflux_folder).files)
+    fixture = find([FIXTURES.with_name("tangoflux")], "tangoflux", digest)
+    assert fixture is not None, "make reference-tangoflux"
     return fixture.arrays
