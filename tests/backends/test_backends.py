@@ -35,7 +35,7 @@ def target(made: Made, variant: str = "fp32") -> Target:
 
 
 def test_the_backends_here(cli: Cli) -> None:
-    assert list(available()) == list(BACKENDS) == ["mil", "torch", "coreml", "mlx"]
+    assert list(available()) == list(BACKENDS) == ["mil", "torch", "coreml", "coreai", "mlx"]
     ended = cli("backends", "--json")
     assert (ended.status, json.loads(ended.out)) == (0, available())
     assert available()["mil"] is available()["torch"] is available()["mlx"] is None
@@ -46,7 +46,9 @@ def test_the_backends_here(cli: Cli) -> None:
 
 
 def test_an_unknown_backend() -> None:
-    with pytest.raises(BackendError, match="no backend 'onnx'; choose one of mil, torch, coreml, mlx"):
+    with pytest.raises(
+        BackendError, match="no backend 'onnx'; choose one of mil, torch, coreml, coreai, mlx"
+    ):
         create("onnx")
 
 
@@ -63,13 +65,13 @@ def test_core_ml_is_absent_off_a_mac(
     assert ended.err == f"error: backend 'coreml' is absent here: {reason}\n"
 
 
-@pytest.mark.parametrize("name", ["mil", "torch", "coreml", "mlx"])
+@pytest.mark.parametrize("name", ["mil", "torch", "coreml", "coreai", "mlx"])
 def test_nothing_runs_before_load_or_after_close(name: str, shared_filter: Made) -> None:
     runner = __import__(BACKENDS[name], fromlist=["Runner"]).Runner()
     assert runner.name == name
     with pytest.raises(BackendError, match=f"backend '{name}' has no (package|stage) loaded; call load"):
         runner.predict({"audio": CHUNK})
-    if name == "coreml":
+    if name in ("coreml", "coreai"):
         return
     runner.load(target(shared_filter))
     runner.close()
