@@ -103,6 +103,30 @@ def validate(
     Raises JudgedBadError for files that are not the manifest's, GateError for a bad gate file,
     FixtureError when there is no reference of this very checkpoint.
     """
+    ready = prepare(build, parts, checkpoint, fixture, report)
+    verdicts = tuple(judge_excitations(ready.suite.excitations(ready.reference.arrays), ready.gates))
+    results = [_package(build, r, backend, parts, ready, report) for r in ready.manifest.packages]
+    return Validation(
+        ready.manifest, ready.reference, backend, verdicts, tuple(results), what_judges(build, parts)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What every backend is given alike. ``checkpoint`` is None where none was named."""
+
+    manifest: Manifest
+    suite: Suite
+    checkpoint: Checkpoint | None
+    reference: Fixture
+    cases: tuple[Case, ...]
+    gates: Gates
+
+
+def prepare(
+    build: Path, parts: ModelParts, checkpoint: Path | None, fixture: Path | None, report: Report
+) -> Ready:
+    """Read and check all that :func:`validate` runs and judges with. Raises as it does."""
     manifest = load_manifest(build)
     check_files(build, manifest)
     suite = parts.suite()
@@ -115,11 +139,7 @@ def validate(
         stages={c.stage for c in cases} | suite.optional,
         variants=(*parts.recipe().variants, *parts.recipe().on_request),
     )
-    verdicts = tuple(judge_excitations(suite.excitations(reference.arrays), gates))
-    results = [
-        _package(build, r, backend, parts, loaded, suite, cases, gates, report) for r in manifest.packages
-    ]
-    return Validation(manifest, reference, backend, verdicts, tuple(results), what_judges(build, parts))
+    return Ready(manifest, suite, loaded, reference, cases, gates)
 
 
 def what_judges(build: Path, parts: ModelParts) -> dict[str, str]:
@@ -171,12 +191,10 @@ def _package(
     record: PackageRecord,
     backend: str,
     parts: ModelParts,
-    checkpoint: Checkpoint | None,
-    suite: Suite,
-    cases: Sequence[Case],
-    gates: Gates,
+    ready: Ready,
     report: Report,
 ) -> PackageResult:
+    checkpoint, suite, cases, gates = ready.checkpoint, ready.suite, ready.cases, ready.gates
     judged_as = gates.recorded.get(record.variant)
     mode = gates.modes.get(judged_as or record.variant) if backend == "mil" else None
     if backend == "mil" and mode is None:

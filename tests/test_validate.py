@@ -295,7 +295,7 @@ def test_a_reference_that_excites_nothing_fails(recipe_folder: Made, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--backend", "coreai"), "no backend 'coreai'; choose one of mil, torch, coreml, mlx"),
+        (("--backend", "onnx"), "no backend 'onnx'; choose one of mil, torch, coreml, coreai, mlx"),
         (("--backend", "torch"), "backend 'torch' runs the Stage's module: it needs --checkpoint"),
         (("--controls", "--backend", "torch"), "--controls runs the mil backend and records nothing"),
         (("--controls", "--record"), "--controls runs the mil backend and records nothing"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.text import Text
@@ -12,6 +12,7 @@ from coreproof.cli.build import Json
 from coreproof.cli.console import number, print_json, progress, say, show_suspects, size, table
 
 if TYPE_CHECKING:
+    from coreproof.catalog import ModelParts
     from coreproof.parity.gates import Verdict
     from coreproof.prove import Proof
     from coreproof.validate import PackageResult, Validation
@@ -23,14 +24,24 @@ Checkpoint = Annotated[
     typer.Option("--checkpoint", "-c", help="The build's checkpoint, where no reference of it is recorded."),
 ]
 BackendName = Annotated[
-    str, typer.Option("--backend", "-b", help="mil, torch, coreml or mlx; see `coreproof backends`.")
+    str | None,
+    typer.Option(
+        "--backend", "-b", help="See `coreproof backends`. Default: coreml on a Mac, mil elsewhere."
+    ),
 ]
 
 
 def validate(
     build: Annotated[Path, typer.Argument(help="A build folder with coreproof.json.")],
     checkpoint: Checkpoint = None,
-    backend: BackendName = "mil",
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            "--backend",
+            "-b",
+            help="See `coreproof backends`, or all. Default: coreml on a Mac, mil elsewhere.",
+        ),
+    ] = None,
     fixture: Annotated[
         Path | None, typer.Option(help="Use this fixture folder instead of searching.")
     ] = None,
@@ -45,6 +56,7 @@ def validate(
 ) -> None:
     """Run a build's packages and judge them against the official implementation."""
     from coreproof import catalog
+    from coreproof.backends import default
     from coreproof.errors import UsageError
     from coreproof.evidence import receipt as receipts
     from coreproof.package.manifest import load_manifest
@@ -53,7 +65,7 @@ def validate(
 
     parts = catalog.of_build(load_manifest(build).model, model)
     if controls:
-        if record or backend != "mil":
+        if record or backend not in (None, "mil"):
             raise UsageError(
                 "--controls runs the mil backend and records nothing; leave out the other options"
             )
@@ -61,8 +73,10 @@ def validate(
             proofs = prove(build, parts, checkpoint, fixture, report)
         _show_proofs(proofs, as_json)
         raise typer.Exit(0 if proofs and all(p.caught for p in proofs) else 1)
+    if backend == "all":
+        _everyone(build, parts, checkpoint, fixture, record, as_json)
     with progress() as report:
-        result = validate_build(build, parts, backend, checkpoint, fixture, report)
+        result = validate_build(build, parts, backend or default(), checkpoint, fixture, report)
     written = receipts.write(result, build)
     if record:
         written = receipts.record(result, Path("receipts"))
@@ -74,6 +88,37 @@ def validate(
     raise typer.Exit(0 if result.passed else 1)
 
 
+def _everyone(
+    build: Path, parts: ModelParts, checkpoint: Path | None, fixture: Path | None, record: bool, as_json: bool
+) -> NoReturn:
+    from coreproof.agreement import by_everyone
+    from coreproof.evidence import receipt as receipts
+
+    with progress() as report:
+        found = by_everyone(build, parts, checkpoint, fixture, report)
+    for validation in found.validations:
+        receipts.write(validation, build)
+        if record:
+            receipts.record(validation, Path("receipts"))
+    if as_json:
+        print_json(found.to_json())
+        raise typer.Exit(0 if found.passed else 1)
+    for validation in found.validations:
+        _show(validation)
+    for package in dict.fromkeys(a.package for a in found.agreements):
+        rows = [
+            (f"{a.first}, {a.second}", a.output, a.cases, a.metric, number(a.worst), number(a.max_abs_error))
+            for a in found.agreements
+            if a.package == package
+        ]
+        table(("backends", "output", "cases>", "metric", "worst>", "max abs error>"), rows, title=package)
+    for name, why in found.absent.items():
+        say(f": not here: {why}", name, "yellow")
+    for name, package, why in found.left_out:
+        say(f": {package}: {why}", name, "yellow")
+    raise typer.Exit(0 if found.passed else 1)
+
+
 def compare(
     package: Annotated[Path, typer.Argument(help="Any .mlpackage or .mlmodelc, whoever made it.")],
     reference: Annotated[
@@ -81,14 +126,15 @@ def compare(
     ],
     gates: Annotated[Path, typer.Option("--gates", "-g", help="Gate file (TOML).")],
     mode: Annotated[str, typer.Option(help="Numeric mode: typed, fp32 or fp16acc.")] = "typed",
-    backend: BackendName = "mil",
+    backend: BackendName = None,
     as_json: Json = False,
 ) -> None:
     """Judge one package against reference tensors of your own."""
+    from coreproof.backends import default
     from coreproof.compare import compare as compare_package
 
     with progress() as report:
-        judgement = compare_package(package, reference, gates, mode, backend, report)
+        judgement = compare_package(package, reference, gates, mode, backend or default(), report)
     if as_json:
         print_json(judgement.to_json())
     else:
