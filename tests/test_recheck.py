@@ -12,6 +12,7 @@ import torch
 from support import Cli, Ended, Made
 
 from coreproof.evidence.check import load_receipt
+from coreproof.evidence.seal import seal
 from coreproof.jsonio import canonical
 from coreproof.package.manifest import load_manifest
 from coreproof.recheck import Rechecked, compare
@@ -27,8 +28,10 @@ def verify(cli: Cli, made: Made, fixture: Path, *options: object) -> Ended:
 
 
 def rewrite(path: Path, edit: Edit) -> None:
+    """Edit a receipt, and seal it again."""
     content = json.loads(path.read_bytes())
     edit(content)
+    content["seal"] = seal(content)
     path.write_bytes(canonical(content))
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from coreproof.cli.build import CheckpointOption, Json
-from coreproof.cli.console import print_json, progress, say, size, table
+from coreproof.cli.console import err, print_json, progress, say, size, table
 from coreproof.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,8 +20,13 @@ if TYPE_CHECKING:
     from coreproof.verify import Verification
 
 
+_HUB = re.compile(r"hf:(?P<repo>[^@]+)(?:@(?P<revision>.+))?")
+
+
 def verify(
-    build: Annotated[Path, typer.Argument(help="A build folder with coreproof.json.")],
+    build: Annotated[
+        str, typer.Argument(help="A build folder with coreproof.json, or hf:OWNER/NAME[@REVISION].")
+    ],
     checkpoint: CheckpointOption = None,
     model: Annotated[
         str | None, typer.Option(help="Recipe folder, when the model is not a shipped one.")
@@ -52,10 +59,39 @@ def verify(
     """
     if sum((weights_only, receipt is not None, expect is not None)) > 1:
         raise UsageError("--weights-only, --receipt and --expect are three checks; give one at a time")
-    if receipt is not None:
-        _recheck(build, receipt, checkpoint, fixture, model, as_json)
-    if weights_only:
-        _weights_only(build, checkpoint, model, as_json)
+    with _opened(build) as folder:
+        if receipt is not None:
+            beside = folder / receipt.name  # a receipt of a fetched build is known by its name
+            _recheck(folder, receipt if receipt.exists() else beside, checkpoint, fixture, model, as_json)
+        if weights_only:
+            _weights_only(folder, checkpoint, model, as_json)
+        _re_export(folder, checkpoint, model, expect, as_json)
+
+
+@contextmanager
+def _opened(build: str) -> Iterator[Path]:
+    """The build folder; one from a Hugging Face repository is fetched, every sha256 checked, and gone
+    afterwards."""
+    found = _HUB.fullmatch(build)
+    if found is None:
+        yield Path(build)
+        return
+    from coreproof.publication.client import connect
+    from coreproof.publication.download import fetch
+
+    with tempfile.TemporaryDirectory(prefix="coreproof-fetched-") as name:
+        with progress() as report:
+            folder = Path(name) / "build"
+            fetched = fetch(
+                connect(progress_bars=False), found["repo"], found["revision"] or "main", folder, None, report
+            )
+        err.print(f"fetched {found['repo']} at {fetched.commit}", soft_wrap=True)
+        yield folder
+
+
+def _re_export(
+    build: Path, checkpoint: Path | None, model: str | None, expect: str | None, as_json: bool
+) -> NoReturn:
     from coreproof import catalog
     from coreproof.hub import fetch_checkpoint
     from coreproof.package.manifest import load_manifest
