@@ -39,12 +39,14 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class PackageFacts:
-    """One package of the build; what is empty or None where no receipt speaks of it. ``metrics``:
+    """One package of the build; what is empty or None where no receipt speaks of it. ``judged_as``: the
+    variant whose gates judge it, None for its own; then it is on record and fails no build. ``metrics``:
     output -> metric -> one value a case, None where it was not measured."""
 
     record: PackageRecord
     digest: str
     size: int
+    judged_as: str | None = None
     mode: str | None = None
     cases: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
@@ -70,12 +72,17 @@ class Facts:
     packages: tuple[PackageFacts, ...]
 
     @property
+    def shipping(self) -> tuple[PackageFacts, ...]:
+        """The packages whose failing fails the build."""
+        return tuple(p for p in self.packages if p.judged_as is None)
+
+    @property
     def passed(self) -> bool:
         return (
-            bool(self.packages)
+            bool(self.shipping)
             and all(c.passed for c in self.checks)
             and all(v.passed for v in self.excitations)
-            and all(p.passed for p in self.packages)
+            and all(p.passed for p in self.shipping)
         )
 
 
@@ -94,7 +101,7 @@ def gather(build: Path, parts: ModelParts, backend: str) -> Facts:
     if not path.is_file():
         missing = f"{path.name} is missing; run coreproof validate --backend {backend}"
         checks = (Check(f"there is a receipt of backend {backend}", (missing,)), files)
-        return Facts(manifest, backend, {}, {}, checks, (), tuple(_unjudged(manifest)))
+        return Facts(manifest, backend, {}, {}, checks, (), tuple(_unjudged(manifest, gates)))
     content = load_receipt(path)
     try:
         return _facts(content, manifest, backend, gates, files)
@@ -109,7 +116,7 @@ def _facts(content: Mapping[str, Any], manifest: Manifest, backend: str, gates: 
     excitations = tuple(_verdict(v) for v in content["excitations"])
     packages = tuple(
         _package(entries[p.record.package], p) if p.record.package in entries else p
-        for p in _unjudged(manifest)
+        for p in _unjudged(manifest, gates)
     )
     wrong = () if content["backend"] == backend else (f"it is of backend {content['backend']!r}",)
     checks = (
@@ -138,12 +145,13 @@ def _first(faults: Iterator[str]) -> tuple[str, ...]:
     return tuple(islice(faults, _MOST))
 
 
-def _unjudged(manifest: Manifest) -> list[PackageFacts]:
+def _unjudged(manifest: Manifest, gates: Gates) -> list[PackageFacts]:
     return [
         PackageFacts(
             record,
             manifest.package_digest(record.package),
             sum(f.size for f in manifest.package_files(record.package)),
+            gates.recorded.get(record.variant),
             metrics={},
         )
         for record in manifest.packages
@@ -160,6 +168,7 @@ def _package(entry: Mapping[str, Any], of: PackageFacts) -> PackageFacts:
         of.record,
         of.digest,
         of.size,
+        of.judged_as,
         None if entry["mode"] is None else _text(entry["mode"]),
         cases,
         tuple(_verdict(v) for v in entry["gates"]),

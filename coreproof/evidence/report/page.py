@@ -322,12 +322,13 @@ def _own(name: str) -> str:
 
 
 def _failing(facts: Facts, views: Sequence[PackageView]) -> list[tuple[PackageView, list[Verdict]]]:
-    """The packages that fail, each with the gates that say so."""
-    return [(v, [g for g in v.facts.verdicts if not g.passed]) for v in views if not v.passed]
+    """The packages that fail the build, each with the gates that say so."""
+    shipping = [v for v in views if v.facts.judged_as is None]
+    return [(v, [g for g in v.facts.verdicts if not g.passed]) for v in shipping if not v.passed]
 
 
 def _count(facts: Facts) -> tuple[int, int]:
-    verdicts = [*facts.excitations, *(v for p in facts.packages for v in p.verdicts)]
+    verdicts = [*facts.excitations, *(v for p in facts.shipping for v in p.verdicts)]
     return sum(v.passed for v in verdicts), len(verdicts)
 
 

@@ -85,7 +85,7 @@ def rerun(
     cases = tuple(suite.cases(arrays))
     for index, package in enumerate(facts.packages):
         report(f"{package.record.package}: running again", index, len(facts.packages))
-        mode = package.mode or modes.get(package.record.variant, "typed")
+        mode = package.mode or modes.get(package.judged_as or package.record.variant, "typed")
         own = [case for case in cases if case.stage == package.record.stage]
         try:
             yield _package(build, package, own, suite, mode, facts.backend)
