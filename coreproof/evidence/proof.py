@@ -30,13 +30,15 @@ def require_proof(build: Path, manifest: Manifest, parts: ModelParts | None) -> 
     digest = sha256_of(build / MANIFEST)
     found = {path.name: receipt for path, receipt in zip(find_receipts(build), receipts, strict=True)}
     for name, receipt in found.items():
-        fault = next(_faults(receipt, digest, parts), None)
+        fault = next(origin_faults(receipt, digest, parts), None)
         if fault:
             raise JudgedBadError(f"{build / name}: {fault}; run coreproof validate {build}")
     return found
 
 
-def _faults(receipt: Receipt, manifest_sha256: str, parts: ModelParts | None) -> Iterator[str]:
+def origin_faults(receipt: Receipt, manifest_sha256: str, parts: ModelParts | None) -> Iterator[str]:
+    """What shows that ``receipt`` was not made with this manifest, and with the gates and the suite that
+    ``parts`` has now."""
     judged = receipt.get("judged")
     if not isinstance(judged, dict) or "seal" not in receipt:
         yield "written by an earlier version, without a seal and what it was judged with"

@@ -27,6 +27,8 @@ _PICTURES = "return [...document.images].map((i) => [i.complete && i.naturalWidt
 @pytest.fixture(params=PAGES)
 def page(request: pytest.FixtureRequest, browser: webdriver.Chrome) -> webdriver.Chrome:
     path: Path = request.getfixturevalue(request.param)
+    browser.get("about:blank")
+    browser.get_log("performance")  # what the browser's own first page asked for
     browser.get(path.as_uri())
     return browser
 

@@ -17,7 +17,10 @@ from coreproof.blame import Suspect
 from coreproof.catalog import ModelParts
 from coreproof.errors import JudgedBadError, PackageError
 from coreproof.evidence.check import byte_faults, load_receipt, number, verdict_faults
-from coreproof.package.manifest import Manifest, PackageRecord, check_files, load_manifest
+from coreproof.evidence.proof import origin_faults
+from coreproof.evidence.seal import seal
+from coreproof.files import sha256_of
+from coreproof.package.manifest import MANIFEST, Manifest, PackageRecord, check_files, load_manifest
 from coreproof.parity.gates import Gates, Verdict, load_gates
 
 _MOST = 20  # problems of one check
@@ -104,14 +107,20 @@ def gather(build: Path, parts: ModelParts, backend: str) -> Facts:
         return Facts(manifest, backend, {}, {}, checks, (), tuple(_unjudged(manifest, gates)))
     content = load_receipt(path)
     try:
-        return _facts(content, manifest, backend, gates, files)
+        origin = Check(
+            "the receipt is as it was written, with this manifest, gate file and suite",
+            (*_unsealed(content), *origin_faults(content, sha256_of(build / MANIFEST), parts)),
+        )
+        return _facts(content, manifest, backend, gates, (files, origin))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise PackageError(
             f"{path}: lacks what a receipt has ({type(error).__name__}: {error}); run coreproof validate again"
         ) from None
 
 
-def _facts(content: Mapping[str, Any], manifest: Manifest, backend: str, gates: Gates, files: Check) -> Facts:
+def _facts(
+    content: Mapping[str, Any], manifest: Manifest, backend: str, gates: Gates, checks: tuple[Check, ...]
+) -> Facts:
     entries = {entry["package"]: entry for entry in content["packages"]}
     excitations = tuple(_verdict(v) for v in content["excitations"])
     packages = tuple(
@@ -121,7 +130,7 @@ def _facts(content: Mapping[str, Any], manifest: Manifest, backend: str, gates: 
     wrong = () if content["backend"] == backend else (f"it is of backend {content['backend']!r}",)
     checks = (
         Check(f"there is a receipt of backend {backend}", wrong),
-        files,
+        *checks,
         Check("the receipt is of these very bytes", _first(byte_faults(content, manifest))),
         Check(
             "its verdicts follow from its figures at the gate file's bounds",
@@ -138,6 +147,11 @@ def _file_problems(build: Path, manifest: Manifest) -> tuple[str, ...]:
     except JudgedBadError as error:
         return (str(error).removeprefix(f"{build}: "),)
     return ()
+
+
+def _unsealed(content: Mapping[str, Any]) -> tuple[str, ...]:
+    edited = "seal" in content and content["seal"] != seal(content)
+    return ("it was edited after it was written: its seal is of another content",) if edited else ()
 
 
 def _first(faults: Iterator[str]) -> tuple[str, ...]:
