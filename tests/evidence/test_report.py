@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import hostile
@@ -27,6 +28,7 @@ from coreproof.evidence.report.markdown import MOST, markdown
 from coreproof.evidence.report.page import MOST as MOST_OF_PAGE
 from coreproof.evidence.report.page import page
 from coreproof.evidence.seal import seal
+from coreproof.parity.gates import Verdict
 
 FORMS = {"html": "report.html", "markdown": "report.md", "junit": "report.xml"}
 VOID = {"meta", "link", "img", "wbr"}
@@ -508,3 +510,27 @@ def test_text_stands_out_in_light_and_dark() -> None:
         pairs = [(t, b) for t in ("ink", "muted", "link", "bad", "good") for b in ("page", "card")]
         pairs += [("good", "good-soft"), ("bad", "bad-soft"), ("ink", "code")]
         assert [(t, b) for t, b in pairs if _ratio(colours[t], colours[b]) < 4.5] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "side", "bound", "value", "said"),
+    [
+        ("output", "snr_db", "min", 50.0, 69.17, "19.2 dB"),
+        ("output", "log_spectral_distance_db", "max", 0.5, 0.1, "0.4 dB"),
+        ("output", "max_abs_error", "max", 4e-3, 5e-4, "8 ×"),
+        ("output", "max_abs_error", "max", 4e-3, 0.0, "at its best"),
+        ("output", "cosine", "min", 1 - 3e-5, 1 - 3e-6, "10 ×"),
+        ("output", "finite_ratio", "min", 1.0, 1.0, "at its best"),
+        ("aggregate", None, "min", 20.0, 35.0, "1.75 ×"),
+        ("excitation", None, "min", 0.05, 0.2, "4 ×"),
+    ],
+)
+def test_headroom(kind: Any, metric: str | None, side: Any, bound: float, value: float, said: str) -> None:
+    assert words.headroom(Verdict(kind, "x", metric, side, bound, value, True, "")) == said
+    assert words.headroom(Verdict(kind, "x", metric, side, bound, value, False, "")) == ""
+
+
+def test_a_name_that_hides_or_reorders_is_written_out() -> None:
+    assert words.shown("a\u202eb\u200b\n\x1b[2J") == "a\\u202eb\\u200b\\n\\x1b[2J"
+    assert words.shown("naïve – 音") == "naïve – 音"
+    assert len(words.shown("x" * 10**6)) < 260

@@ -50,7 +50,7 @@ _STYLE: Any = {
     "lines.linewidth": 1.4,
     "path.simplify": True,
 }
-_FONT = re.compile(r"font: ([0-9.]+px) [^;\"]*")
+_FONT = re.compile(r"(font: [0-9.]+px |font-family: )[^;\"]*")
 
 
 def histogram(actual: np.ndarray, expected: np.ndarray) -> str:
@@ -255,7 +255,7 @@ def _svg(figure: Any) -> str:
     text = stream.getvalue()
     for sentinel, name in zip((INK, MUTED, GRID, FIRST, SECOND, BAD), _NAMES, strict=True):
         text = text.replace(sentinel, f"var(--{name})")
-    text = _FONT.sub(r"font: \1 system-ui, 'Helvetica Neue', Arial, sans-serif", text)
+    text = _FONT.sub(r"\1system-ui, 'Helvetica Neue', Arial, sans-serif", text)
     light, dark = (
         "".join(f"--{n}:{c};" for n, c in zip(_NAMES, colours, strict=True)) for colours in (_LIGHT, _DARK)
     )

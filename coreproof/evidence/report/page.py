@@ -148,7 +148,7 @@ def _trace_block(case: CaseRun, trace: Trace, room: Room) -> Block:
     said = _numbers(a, e)
     drawn: list[Figure] = []
     if not np.array_equal(a, e):
-        if a.dtype.kind == "f":
+        if a.dtype.kind == "f" and np.isfinite(a).any():
             text = f"Histogram of the absolute error {where}: {said}"
             drawn.append(Figure(room.keep(figures.histogram(a, e)), "Error histogram", text))
         first, second, unit, step = _unrolled(trace)

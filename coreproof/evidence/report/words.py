@@ -42,8 +42,8 @@ def bound(verdict: Verdict) -> str:
 
 
 def headroom(verdict: Verdict) -> str:
-    """How far inside its bound a passing value lies: in dB where it is in dB, else as the factor that the
-    error may still grow by."""
+    """How far inside its bound a passing value lies: in dB where it is in dB; else as the factor that the
+    error may still grow by, or for what only has to be large, that it may shrink by."""
     value, limit = verdict.value, verdict.bound
     if not verdict.passed or value is None or limit is None:
         return ""
@@ -51,13 +51,13 @@ def headroom(verdict: Verdict) -> str:
     if (metric and metric.unit == "dB") or "_db" in verdict.name:
         spare = value - limit if verdict.side == "min" else limit - value
         return f"{spare:.1f} dB"
-    if verdict.side == "min" and limit <= 1 and value <= 1:
-        value, limit = 1 - value, 1 - limit
-    elif verdict.side == "min":
-        value, limit = limit, value
-    if value > 0:
-        return f"{limit / value:.3g} ×"
-    return "at its best"
+    if verdict.side == "max":
+        error, most = value, limit
+    elif verdict.kind == "excitation" or not 0.5 <= limit <= 1:
+        return f"{value / limit:.3g} ×" if limit > 0 else ""
+    else:
+        error, most = 1 - value, 1 - limit
+    return f"{most / error:.3g} ×" if error > 0 else "at its best"
 
 
 def size(count: int) -> str:
