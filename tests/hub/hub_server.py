@@ -152,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def read_body(self, path: str) -> bytes:
         length = int(self.headers.get("Content-Length", 0))
-        body = b""
+        body = bytearray()
         while len(body) < length:
             piece = self.rfile.read(min(PIECE, length - len(body)))
             if not piece:
@@ -164,7 +164,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.received(path, len(body))
                 self.cut()
         self.received(path, len(body))
-        return body
+        return bytes(body)
 
     def received(self, path: str, count: int) -> None:
         """Called once a request, with the bytes of its body that arrived."""
