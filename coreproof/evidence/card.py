@@ -58,11 +58,14 @@ def model_card(
     manifest_sha256: str,
     receipts: Mapping[str, Mapping[str, Any]],
     source: Source,
+    descriptions: Mapping[str, str],
 ) -> str:
     """The card of ``manifest``'s build in the repository ``repo``.
 
-    ``receipts``: by file name, each checked by :func:`coreproof.evidence.matching.check_receipts`.
+    ``receipts``: by file name, checked by :func:`coreproof.evidence.proof.require_proof`.
+    ``descriptions``: what the packages say they do, by package.
     """
+    packages = [_package(manifest, record, receipts, descriptions) for record in manifest.packages]
     return _TEMPLATE.get_template("card.md.jinja").render(
         front=_front_matter(manifest, source),
         repo=repo,
@@ -73,7 +76,8 @@ def model_card(
         manifest_sha256=manifest_sha256,
         receipts=receipts,
         source=source,
-        packages=[_package(manifest, record, receipts) for record in manifest.packages],
+        packages=packages,
+        beside=[f.path for f in manifest.files if not any(f.path in p["files"] for p in packages)],
         example=_example(manifest.packages[0], receipts),
         number=number,
         size=size,
@@ -98,8 +102,12 @@ def _front_matter(manifest: Manifest, source: Source) -> str:
 
 
 def _package(
-    manifest: Manifest, record: PackageRecord, receipts: Mapping[str, Mapping[str, Any]]
+    manifest: Manifest,
+    record: PackageRecord,
+    receipts: Mapping[str, Mapping[str, Any]],
+    descriptions: Mapping[str, str],
 ) -> dict[str, Any]:
+    files = manifest.package_files(record.package)
     contract = record.contract
     features = [("input", f) for f in contract.inputs] + [("output", f) for f in contract.outputs]
     features += [("state", f) for f in contract.states]
@@ -111,7 +119,9 @@ def _package(
     ]
     return {
         "record": record,
-        "bytes": sum(f.size for f in manifest.package_files(record.package)),
+        "description": descriptions.get(record.package, ""),
+        "files": {f.path for f in files},
+        "bytes": sum(f.size for f in files),
         "digest": manifest.package_digest(record.package),
         "features": features,
         "judged": judged,

@@ -145,7 +145,7 @@ def _of_the_verdict(receipt: Receipt) -> Iterator[str]:
     passed = (
         bool(shipping)
         and all(v["passed"] is True for v in receipt["excitations"])
-        and all(_passes(entry) for entry in shipping)
+        and all(passes(entry) for entry in shipping)
     )
     if receipt["verdict"] != ("pass" if passed else "fail"):
         yield f"its verdict is {receipt['verdict']!r}, its gates say {'pass' if passed else 'fail'!r}"
@@ -283,7 +283,8 @@ def _named(verdict: Mapping[str, Any]) -> str:
     return f"{name} {verdict['metric']}" if "metric" in verdict else name
 
 
-def _passes(entry: Mapping[str, Any]) -> bool:
+def passes(entry: Mapping[str, Any]) -> bool:
+    """Whether a package of a receipt passed every gate."""
     return not entry["problems"] and bool(entry["gates"]) and all(v["passed"] is True for v in entry["gates"])
 
 

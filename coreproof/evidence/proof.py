@@ -8,11 +8,12 @@ sealed again: only running the suite can.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from coreproof.catalog import ModelParts
 from coreproof.errors import JudgedBadError
-from coreproof.evidence.check import Receipt, find_receipts, require_green
+from coreproof.evidence.check import Receipt, find_receipts, passes, require_green
 from coreproof.files import sha256_of
 from coreproof.package.manifest import MANIFEST, Manifest
 from coreproof.parity.gates import load_gates
@@ -30,10 +31,16 @@ def require_proof(build: Path, manifest: Manifest, parts: ModelParts | None) -> 
     digest = sha256_of(build / MANIFEST)
     found = {path.name: receipt for path, receipt in zip(find_receipts(build), receipts, strict=True)}
     for name, receipt in found.items():
-        fault = next(origin_faults(receipt, digest, parts), None)
+        fault = next(chain(_unproven(receipt), origin_faults(receipt, digest, parts)), None)
         if fault:
             raise JudgedBadError(f"{build / name}: {fault}; run coreproof validate {build}")
     return found
+
+
+def _unproven(receipt: Receipt) -> Iterator[str]:
+    for entry in receipt["packages"]:
+        if not passes(entry):  # what is judged for the record only may fail in a build that passes
+            yield f"{entry['package']} did not pass; export without its variant {entry['variant']!r}"
 
 
 def origin_faults(receipt: Receipt, manifest_sha256: str, parts: ModelParts | None) -> Iterator[str]:

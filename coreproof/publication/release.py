@@ -11,6 +11,7 @@ from coreproof.evidence.card import model_card, source_of
 from coreproof.evidence.proof import require_proof
 from coreproof.files import sha256_of
 from coreproof.package.manifest import MANIFEST, Manifest, check_files, load_manifest
+from coreproof.package.reader import open_package
 from coreproof.publication.plan import Item, contents
 
 
@@ -49,5 +50,14 @@ def prepare(
         )
     digest = sha256_of(build / MANIFEST)
     source = source_of(manifest, parts.recipe().published, licence)
-    card = model_card(repo, manifest, digest, receipts, source)
+    card = model_card(repo, manifest, digest, receipts, source, _descriptions(build, manifest))
     return Release(manifest, digest, contents(build, manifest, list(receipts), card), card)
+
+
+def _descriptions(build: Path, manifest: Manifest) -> dict[str, str]:
+    """What each package's own metadata says that it does."""
+    texts = {}
+    for record in manifest.packages:
+        text = open_package(build / record.package).description.metadata.shortDescription
+        texts[record.package] = text.strip().rstrip(".")
+    return texts

@@ -215,6 +215,17 @@ def another_manifest(made: Made) -> None:
     edit(made.build / MANIFEST, change)
 
 
+def a_package_on_record_that_fails(made: Made) -> None:
+    """The gate file judges the fp16 package by the fp32 one's gates, for the record."""
+    gates = Path(made.model) / "gates.toml"
+    own = '[[gate]]\nvariant = "fp16"\n'
+    before, _, after = gates.read_text().partition(own)
+    before = before.replace('fp16 = "typed"\n', "").replace("[[exc", '[recorded]\nfp16 = "fp32"\n[[exc')
+    gates.write_text(before + after.partition("\n\n")[2])
+    judge(made)
+    assert json.loads(receipt(made).read_text())["verdict"] == "pass"
+
+
 def a_file_more(made: Made) -> None:
     (made.build / "extra.bin").write_bytes(b"?")
 
@@ -249,6 +260,7 @@ def a_file_more(made: Made) -> None:
         (a_package_without_receipt, 1, "it is of the packages streaming_fir_fp16.mlpackage; the build has "),
         (a_red_receipt, 1, "its verdict is fail"),
         (a_red_receipt_painted_green, 1, "gate filtered snr_db has passed true"),
+        (a_package_on_record_that_fails, 1, "fp16.mlpackage did not pass; export without its variant 'fp16'"),
         (a_second_receipt_that_is_red, 1, "receipt-coreml.json: its verdict is fail"),
         (other_bounds, 1, "gate filtered log_spectral_distance_db has "),
         (other_gates, 1, "judged by other gates than streaming_fir has now"),

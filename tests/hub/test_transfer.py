@@ -200,3 +200,7 @@ def test_killed_in_mid_upload(minilm: Made, minilm_reference: Path, hub: Hub, tm
     assert (hub.sent_again, cut) == ([], [1 << 16])  # sent again: only the half of the file that was cut
     total = sum(large(hub).values())
     assert sum(count for _, count in hub.uploaded) == total + (1 << 16)
+
+    card = hub.content(REPO, "README.md").decode()
+    assert "Beside the packages, for the program that drives them: `tokenizer.json`." in card
+    assert card.count("\nSentence encoder: 128 tokens to one embedding") == 2
