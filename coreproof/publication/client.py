@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import coreproof
 from coreproof.errors import CoreproofError, HubError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TRIES = 4
+SILENCE = 300.0  # seconds without a byte after which a connection counts as broken
 _TOKEN = re.compile(r"hf_\w+|Bearer\s+[^\s'\"]+")
 _ASKS = "run hf auth login, or set HF_TOKEN"
 _RESUME = "run the same command again: what has arrived is not sent again"
@@ -27,7 +28,8 @@ _RESUME = "run the same command again: what has arrived is not sent again"
 def connect(progress_bars: bool) -> HfApi:
     """The client, with the endpoint (HF_ENDPOINT) and the token (HF_TOKEN, else that of ``hf auth
     login``) that it finds by itself. ``progress_bars``: whether it may show its own."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi, constants, set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     (enable_progress_bars if progress_bars else disable_progress_bars)()
@@ -36,6 +38,13 @@ def connect(progress_bars: bool) -> HfApi:
     # Git LFS, which asks the Hub for each file whether it is there before sending any of it. Xet takes its
     # place wherever its library is installed, fails at a Hub without it, and cannot be tried here.
     constants.HF_HUB_DISABLE_XET = True
+
+    def patient_client() -> Any:
+        client = default_client_factory()
+        client.timeout = SILENCE  # the client's own waits for ever
+        return client
+
+    set_client_factory(patient_client)
     return HfApi(library_name="coreproof", library_version=coreproof.__version__)
 
 

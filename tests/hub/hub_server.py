@@ -36,6 +36,7 @@ class Fault:
     status: int | None = None
     drop_after: int | None = None  # bytes of the body, received or sent
     corrupt: bool = False
+    silent: bool = False  # no answer for as long as the client waits
     lose_answer: bool = False  # the request is obeyed, the connection cut before the answer
 
 
@@ -142,6 +143,10 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = handle_any
 
     def dispatch(self, path: str) -> None:
+        if self.due and self.due.silent:
+            self.connection.settimeout(30)
+            self.rfile.read(1)  # until the client hangs up
+            raise ConnectionResetError
         if self.due and self.due.status:
             raise Refused(self.due.status)
         for pattern, method in self.routes:

@@ -111,6 +111,17 @@ def test_no_hub(judged: Made, hub: Hub, publish: Publish, monkeypatch: pytest.Mo
     assert f"error: {REPO}: the connection to the Hub failed (ConnectError)" in ended.err
 
 
+def test_a_hub_that_says_nothing(
+    judged: Made, hub: Hub, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coreproof.publication.client.SILENCE", 0.2)
+    hub.fail("POST .*/commit/", times=99, silent=True)
+    ended = publish(judged)
+    assert ended.status == 2
+    assert f"error: {REPO}: the connection to the Hub failed (ReadTimeout); run the same command" in ended.err
+    assert hub.asked("POST .*/commit/") == 4
+
+
 def test_a_name_that_no_repository_can_have(judged: Made, hub: Hub, cli: Cli) -> None:
     where = ("--model", judged.model, "--allow-synthetic", "--repo", "a/b/c")
     ended = cli("publish", judged.build, *where)
