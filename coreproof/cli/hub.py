@@ -39,12 +39,15 @@ def publish(
 ) -> None:
     """Publish a build with its proof to a Hugging Face model repository, in one commit."""
     from coreproof import catalog
+    from coreproof.errors import UsageError
     from coreproof.package.manifest import load_manifest
     from coreproof.publication.client import connect
     from coreproof.publication.plan import make_plan
     from coreproof.publication.release import prepare
     from coreproof.publication.upload import upload
 
+    if repo.count("/") != 1:
+        raise UsageError(f"--repo {repo}: write OWNER/NAME, such as someone/minilm-coreml")
     parts = catalog.of_build(load_manifest(build).model, model)
     with progress() as report:
         report(f"checking {build}", 0, 1)

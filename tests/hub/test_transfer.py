@@ -122,11 +122,20 @@ def test_a_hub_that_says_nothing(
     assert hub.asked("POST .*/commit/") == 4
 
 
-def test_a_name_that_no_repository_can_have(judged: Made, hub: Hub, cli: Cli) -> None:
-    where = ("--model", judged.model, "--allow-synthetic", "--repo", "a/b/c")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a/b/c", "--repo a/b/c: write OWNER/NAME"),
+        ("alone", "--repo alone: write OWNER/NAME"),
+        ("a/b..c", "a/b..c: not a repository's name: "),
+    ],
+)
+def test_a_name_that_no_repository_can_have(name: str, reason: str, judged: Made, hub: Hub, cli: Cli) -> None:
+    where = ("--model", judged.model, "--allow-synthetic", "--repo", name)
     ended = cli("publish", judged.build, *where)
     assert ended.status == 2
-    assert "a/b/c: not a repository's name" in ended.err
+    assert f"error: {reason}" in ended.err
+    assert hub.requests == []
 
 
 def test_someone_else_commits_meanwhile(judged: Made, hub: Hub, publish: Publish) -> None:
