@@ -39,13 +39,24 @@ Array = NDArray[Any]
 
 
 def is_large(array: object) -> bool:
-    """Whether ``array`` is one to read in pieces: many elements, in C order."""
-    return isinstance(array, np.ndarray) and array.size >= LARGE and array.flags.c_contiguous
+    """Whether ``array`` is one to read in pieces: many elements, without gaps in memory."""
+    return isinstance(array, np.ndarray) and array.size >= LARGE and _as_it_lies(array) is not None
+
+
+def _as_it_lies(array: Array) -> tuple[Array, list[int]] | None:
+    """A view of ``array`` in C order, its axes as they lie in memory (a transposed view is turned back), and
+    which of its axes each of ``array``'s is. None for an array with gaps or overlaps."""
+    order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+    turned = array.transpose(order)
+    return (turned, [order.index(axis) for axis in range(array.ndim)]) if turned.flags.c_contiguous else None
 
 
 def pieces(array: Array) -> Iterator[Array]:
-    """``array``, which is in C order, as flat pieces, each given back when the next is taken."""
-    flat = array.reshape(-1)
+    """``array`` as flat pieces in the order in which it lies in memory, which has no gaps; each is given back
+    when the next is taken."""
+    lies = _as_it_lies(array)
+    assert lies is not None
+    flat = lies[0].reshape(-1)
     for start in range(0, flat.size, _PIECE):
         piece = flat[start : start + _PIECE]
         yield piece
@@ -53,12 +64,12 @@ def pieces(array: Array) -> Iterator[Array]:
 
 
 def release(array: Array) -> None:
-    """Give back the memory into which a mapped file was read for ``array``, which is in C order.
+    """Give back the memory into which a mapped file was read for ``array``, if that has no gaps.
 
     Pages that hold anything but the file's own bytes stay: a private mapping that somebody wrote to
     keeps what was written. Does nothing for other memory, nor off Linux.
     """
-    start, size = _pages_of(array)
+    start, size = _pages_of(array) if _as_it_lies(array) else (0, 0)
     if size and _holds_only_file(start, size):
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_DONTNEED)
 
@@ -90,7 +101,8 @@ class Halves:
         self._made: list[_Made] = []  # by address
 
     def rounded(self, array: NDArray[np.float32]) -> NDArray[np.float16]:
-        """``array``, in C order, as ``array.astype(numpy.float16)``: a private, writable mapping.
+        """``array``, without gaps in memory, as ``array.astype(numpy.float16)``, which lies there in the same
+        order: a private, writable mapping.
 
         Raises CoreproofError when the disk is too small.
         """
@@ -101,7 +113,10 @@ class Halves:
             end = _write(self._file.fileno(), half[:_BEGINNING], end)
             end = _write(self._file.fileno(), half[_BEGINNING:], end)
         mapped = mmap.mmap(self._file.fileno(), 2 * array.size, access=mmap.ACCESS_COPY, offset=self._end)
-        made = _Made(np.frombuffer(mapped, np.float16).reshape(array.shape), self._end)
+        lies = _as_it_lies(array)
+        assert lies is not None
+        half_array = np.frombuffer(mapped, np.float16).reshape(lies[0].shape).transpose(lies[1])
+        made = _Made(half_array, self._end)
         insort(self._made, made, key=lambda m: m.start)
         self._end += made.size
         return made.array

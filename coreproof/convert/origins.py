@@ -18,7 +18,7 @@ import numpy as np
 
 from coreproof.convert.checkpoint import Checkpoint
 from coreproof.convert.compression import Palette, Steps, compressed, read
-from coreproof.convert.large import pieces, to_half
+from coreproof.convert.large import pieces, release, to_half
 from coreproof.convert.recipe import Stage
 from coreproof.errors import ConversionError
 from coreproof.mil.weights import weights
@@ -177,7 +177,9 @@ def _head(array: np.ndarray, dtype: np.dtype, rounded: Rounding) -> bytes:
 
 def _same(array: np.ndarray, tensor: np.ndarray, rounded: Rounding) -> bool:
     both = zip(pieces(array), pieces(np.ascontiguousarray(tensor)), strict=True)
-    return all(np.array_equal(_bits(a), _bits(rounded(b).astype(a.dtype, copy=False))) for a, b in both)
+    same = all(np.array_equal(_bits(a), _bits(rounded(b).astype(a.dtype, copy=False))) for a, b in both)
+    release(tensor)  # of another order it was copied whole
+    return same
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from coreproof.convert.checkpoint import Checkpoint, FileDigest
+from coreproof.convert.mapped import is_finite
 from coreproof.errors import CheckpointError
 from coreproof_exporters.mrt2.architecture import (
     QUANTIZER,
@@ -148,8 +149,7 @@ def _stored(
         else:
             extra.append(key)
     _check(path, stored, expected, extra)
-    # A sum is finite only if every term is, and needs no temporary of the tensor's size.
-    bad = [key for key, found in stored.items() if not math.isfinite(found.array.sum(dtype=np.float64))]
+    bad = [key for key, found in stored.items() if not is_finite(np.ascontiguousarray(found.array))]
     if bad:
         raise CheckpointError(f"{path}: NaN or infinity in {_some(bad)}; every weight must be finite")
     return stored, unused
