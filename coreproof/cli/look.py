@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -81,9 +82,15 @@ def inspect(
         Path, typer.Argument(help="An .mlpackage, .mlmodelc or bare ML-program .mlmodel, whoever made it.")
     ],
     weights: Annotated[bool, typer.Option("--weights", help="List every weight.")] = False,
+    lint: Annotated[
+        bool,
+        typer.Option("--lint", help="Only look for forms that convert and compute something else."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show a package's contract, ops, dtypes, weights, states and functions."""
+    if lint:
+        _lint(package, as_json)
     from coreproof.inspect import inspect as look_into
 
     seen = look_into(package)
@@ -119,6 +126,22 @@ def inspect(
         listed = [(w["name"], w["dtype"], w["shape"], size(w["bytes"])) for w in seen["weights"]["list"]]
         table(("weight", "dtype", "shape", "size>"), listed)
     table(("metadata", "value"), list(seen["metadata"].items()))
+
+
+def _lint(package: Path, as_json: bool) -> NoReturn:
+    from coreproof.lint import CHECKS
+    from coreproof.lint import lint as findings
+    from coreproof.package.reader import open_package
+
+    found = findings(open_package(package).program)
+    if as_json:
+        print_json({"findings": [asdict(f) for f in found]})
+    elif found:
+        rows = [(f.level, f.check, f.function, f.op, f.type, f.what) for f in found]
+        table(("level", "check", "function", "op", "type", "what"), rows)
+    else:
+        say(f": {len(CHECKS)} checks", "nothing found", "bold green")
+    raise typer.Exit(1 if any(f.level == "error" for f in found) else 0)
 
 
 def diff(

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import coremltools as ct
 import numpy as np
 import pages
 import pytest
@@ -17,6 +18,9 @@ from op_forms import FORMS, convert, operations, row
 from repairs import REPAIRS, Measured, measure
 from sinegen import DIFF, HARMONICS, PARTS, RATE, SCALE, Voiced, contour, load, phases, source
 from upstream import apply, unpack
+
+from coreproof.lint import lint
+from coreproof.package.reader import open_package
 
 VERSIONS = ("0.1.3", "0.1.4", "0.1.5", "0.1.6")
 # Of yl4579/StyleTTS2 at 5cedc71c333f: the same files.
@@ -107,13 +111,22 @@ def test_plain_conversion_of_the_modulo(modules, tmp_path):
         torch.from_numpy(contour(16)),
         tmp_path / "v.mlpackage",
     )
-    selves = [o for o in operations(path) if o.type == "sub" and o.inputs["x"] == o.inputs["y"]]
+    selves = [f for f in lint(open_package(path).program) if f.check == "identical-operands"]
     if not selves:
-        import coremltools
-
-        assert coremltools.__version__ != "9.0"
+        assert ct.__version__ != "9.0"
         _, _, verdict = row("`x % 1`", lambda x: x % 1, FORMS[0][2], tmp_path)
         assert verdict == "right", "x % 1 is neither x - x nor right"
+
+
+def test_lint_knows_the_sum_in_fp16(modules, tmp_path):
+    """Wrapped or not: the patched source in an fp16 program still adds its phase up in fp16."""
+    module, few = Voiced(source(modules, tmp_path / "source", PARTS)), torch.from_numpy(contour(16))
+    for precision, expected in (
+        (ct.precision.FLOAT16, {"half-precision-phase"}),
+        (ct.precision.FLOAT32, set()),
+    ):
+        path = convert(module, few, tmp_path / f"{precision.value}.mlpackage", compute_precision=precision)
+        assert {f.check for f in lint(open_package(path).program)} == expected
 
 
 def test_all_of_sinegen_converts_only_without_torch_multiply(modules, tmp_path):
