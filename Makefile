@@ -29,7 +29,7 @@ test: venv check
 
 # The diffs in patches/ on the sources they are for, which the package index serves. About four minutes.
 test-patches: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/patches
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/patches
 
 # The report's page in a headless Chromium (Debian: chromium and chromium-driver).
 test-browser: venv

@@ -15,8 +15,21 @@ import pages
 import pytest
 import torch
 from op_forms import FORMS, convert, operations, row
-from repairs import REPAIRS, Measured, measure
-from sinegen import DIFF, HARMONICS, PARTS, RATE, SCALE, Voiced, contour, load, phases, source
+from repairs import LONG, REPAIRS, Measured, measure
+from sinegen import (
+    DIFF,
+    HARMONICS,
+    PARTS,
+    RATE,
+    SCALE,
+    Voiced,
+    contour,
+    correlation,
+    load,
+    phase_error,
+    phases,
+    source,
+)
 from upstream import apply, unpack
 
 from coreproof.lint import lint
@@ -170,9 +183,16 @@ def test_the_whole_diff_is_exact_and_its_parts_are_as_needed_as_it_says():
     assert lone.long is not None and lone.long > 0.1 > lone.phase, "upsampling is needed for long audio"
 
 
-def test_the_measure_sees_a_small_error_and_a_missing_sine(modules, tmp_path):
-    from repairs import correlation, phase_error
+def test_upstream_in_fp32_drifts_from_its_own_float64(modules, tmp_path):
+    module, f0, ends = source(modules, tmp_path, ()), contour(LONG), (1, HARMONICS)
+    phase, voiced = phases(module, f0, ends)
+    assert 3e6 < phase.max() < 4e6
+    with torch.no_grad():
+        sines = Voiced(module, ends)(torch.from_numpy(f0))[0].numpy()
+    assert 0.2 < phase_error(sines[:, -1], phase[:, -1], voiced) < 0.9
 
+
+def test_the_measure_sees_a_small_error_and_a_missing_sine(modules, tmp_path):
     phase, voiced = phases(source(modules, tmp_path, ()), contour(160), range(1, HARMONICS + 1))
     assert phase_error(np.sin(phase[:, -1]), phase[:, -1], voiced) < 1e-9
     assert phase_error(np.sin(phase[:, -1] + 0.01), phase[:, -1], voiced) == pytest.approx(0.01, rel=0.02)
