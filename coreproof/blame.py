@@ -62,7 +62,7 @@ class Observation:
     arrived: float | None
 
 
-def blame(package: Path, steps: Steps, mode: str) -> list[Suspect]:
+def blame(package: Path, steps: Steps, mode: str, function_name: str | None = None) -> list[Suspect]:
     """Every op that errs in ``mode`` on the last of ``steps``, the worst first. Earlier steps only
     bring the state to where it was.
 
@@ -70,9 +70,9 @@ def blame(package: Path, steps: Steps, mode: str) -> list[Suspect]:
     :meth:`coreproof.runtime.model.Model.predict`.
     """
     opened = open_package(package)
-    judge = _Judge(opened, mode)
+    judge = _Judge(opened, mode, function_name)
     suspects: list[Suspect] = []
-    _run(opened, steps, "fp32", lambda *seen: suspects.append(judge(*seen)))
+    _run(opened, steps, "fp32", lambda *seen: suspects.append(judge(*seen)), function_name)
     return ranked(suspects)
 
 
@@ -82,13 +82,15 @@ def ranked(suspects: Sequence[Suspect]) -> list[Suspect]:
     return sorted(erring, key=lambda s: (not s.creates_nonfinite, 0.0 if s.creates_nonfinite else -s.error))
 
 
-def observe(package: Path, steps: Steps, mode: str) -> list[Observation]:
+def observe(
+    package: Path, steps: Steps, mode: str, function_name: str | None = None
+) -> list[Observation]:
     """Every op on the last of ``steps``, in program order, the rounds of a loop one after another.
 
     Raises as :meth:`coreproof.runtime.model.Model.predict`.
     """
     opened = open_package(package)
-    judge = _Judge(opened, mode)
+    judge = _Judge(opened, mode, function_name)
     rounds: Counter[str] = Counter()
     theirs: dict[tuple[str, int], list[torch.Tensor]] = {}
     observed: list[Observation] = []
@@ -105,13 +107,15 @@ def observe(package: Path, steps: Steps, mode: str) -> list[Observation]:
         errors = [_relative(new, old) for new, old in pairs if new.shape == old.shape]
         observed.append(Observation(judge(operation, results, given), max(errors, default=None)))
 
-    _run(opened, steps, mode, keep)
+    _run(opened, steps, mode, keep, function_name)
     rounds.clear()
-    _run(opened, steps, "fp32", compare)
+    _run(opened, steps, "fp32", compare, function_name)
     return observed
 
 
-def _run(opened: Package, steps: Steps, mode: str, visit: Visit) -> None:
+def _run(
+    opened: Package, steps: Steps, mode: str, visit: Visit, function_name: str | None = None
+) -> None:
     """Run ``steps`` in ``mode``, calling ``visit`` after each op of the last one."""
     last = False
 
@@ -119,7 +123,7 @@ def _run(opened: Package, steps: Steps, mode: str, visit: Visit) -> None:
         if last:
             visit(operation, results, given)
 
-    model = Model(opened, mode, hook=hook)
+    model = Model(opened, mode, function_name, hook=hook)
     state = model.make_state() if model.contract.states else None
     for index, inputs in enumerate(steps, start=1):
         last = index == len(steps)
@@ -134,8 +138,8 @@ def _sample(results: tuple[Any, ...]) -> list[torch.Tensor]:
 class _Judge:
     """What the ops of a package do by themselves in ``mode``, told from a run in fp32 mode."""
 
-    def __init__(self, opened: Package, mode: str) -> None:
-        function = opened.program.functions[default_function(opened.description)]
+    def __init__(self, opened: Package, mode: str, function_name: str | None = None) -> None:
+        function = opened.program.functions[function_name or default_function(opened.description)]
         self._opset = SPECIALIZATIONS[function.opset]
         self._mode = mode
         self._stored = {

@@ -200,18 +200,22 @@ def _package(
     if backend == "mil" and mode is None:
         raise JudgedBadError(f"{parts.gates}: [modes] has no numeric mode for variant {record.variant!r}")
     stage = stage_of(parts, checkpoint, record) if checkpoint else None
-    runner = create(backend)
-    runner.load(Target(build / record.package, mode or "typed", None, stage, checkpoint))
-    outputs = {o.name: (tuple(o.shape), NUMPY[o.dtype]) for o in record.contract.outputs}
-    halves = {i.name for i in record.contract.inputs if i.dtype == "fp16"}
-    outcomes, comparisons = [], []
+    outcomes: list[Outcome] = []
+    comparisons: list[CaseComparison] = []
     own = [c for c in cases if c.stage == record.stage]
-    for index, case in enumerate(own):
-        report(record.package, index, len(own))
-        outcome = Outcome(case, run_case(runner, case, halves))
-        outcomes.append(outcome)
-        comparisons.append(compare_case(outcome, outputs))
-    runner.close()
+    halves = {i.name for i in record.contract.inputs if i.dtype == "fp16"}
+    for function in dict.fromkeys(case.function for case in own):
+        specs = record.contract.outputs_of(function)
+        outputs = {o.name: (tuple(o.shape), NUMPY[o.dtype]) for o in specs}
+        runner = create(backend)
+        at = stage.at(function) if stage else None
+        runner.load(Target(build / record.package, mode or "typed", function, at, checkpoint))
+        for case in (c for c in own if c.function == function):
+            report(record.package, len(outcomes), len(own))
+            outcome = Outcome(case, run_case(runner, case, halves))
+            outcomes.append(outcome)
+            comparisons.append(compare_case(outcome, outputs))
+        runner.close()
     aggregates = suite.aggregates(outcomes) if outcomes else {}
     judgement = judge(comparisons, aggregates, gates, record.stage, judged_as or record.variant)
     suspects = _suspects(build / record.package, own, judgement, mode, halves)
@@ -244,7 +248,8 @@ def _suspects(
         return ()
     named = {v.case for v in judgement.verdicts if not v.passed}
     case = next((c for c in known if c.id in named), known[0])
-    return tuple(blame(package, [_halved(step, halves) for step in case.steps], mode)[:5])
+    steps = [_halved(step, halves) for step in case.steps]
+    return tuple(blame(package, steps, mode, case.function)[:5])
 
 
 def _halved(inputs: Arrays, halves: Collection[str]) -> Arrays:

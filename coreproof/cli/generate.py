@@ -33,6 +33,9 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="WAV file to write.")],
     seconds: Annotated[float, typer.Option(help="How much sound.", min=0.0)] = 4.0,
     prompt: Prompt = None,
+    text: Annotated[str | None, typer.Option(help="What to say, for models that speak.")] = None,
+    ipa: Annotated[str | None, typer.Option(help="The same as phonemes.")] = None,
+    reference: Annotated[str | None, typer.Option(help="WAV file of the voice to speak in.")] = None,
     option: Options = None,
     backend: BackendName = "mil",
     model: RecipeFolder = None,
@@ -44,9 +47,11 @@ def generate(
     from coreproof.package.manifest import load_manifest
 
     parts = catalog.of_build(load_manifest(build).model, model)
+    named = {"text": text, "ipa": ipa, "reference": reference}
+    options = _options(option or [], prompt) | {n: v for n, v in named.items() if v is not None}
     with progress() as report:
         report(f"{parts.name}: generating", 0, 1)
-        sound = parts.generate()(build, seconds, backend, _options(option or [], prompt), report)
+        sound = parts.generate()(build, seconds, backend, options, report)
     write_wav(output, sound.samples, sound.sample_rate)
     if as_json:
         print_json({"output": str(output), "samples": len(sound.samples), **_measured(sound)})

@@ -10,6 +10,7 @@ import numpy as np
 
 from coreproof.convert.checkpoint import Checkpoint
 from coreproof.convert.compression import pipeline
+from coreproof.convert.functions import check_functions, together
 from coreproof.convert.patches import lean
 from coreproof.convert.quiet import bars_into, coremltools
 from coreproof.convert.recipe import NUMPY, Precision, Stage, StateSpec, TensorSpec
@@ -32,43 +33,48 @@ def convert_stage(stage: Stage, checkpoint: Checkpoint, destination: Path, repor
 
     ct = coremltools()
     _check_dtypes(stage)
+    check_functions(stage)
     report("tracing", 0, 1)
     traced = trace(stage, checkpoint)
     with lean(next(p for p in destination.absolute().parents if p.is_dir())) as conversion:
         with bars_into(report):
-            try:
-                model = ct.convert(
-                    traced,
-                    inputs=[ct.TensorType(i.name, i.shape, _dtype(i)) for i in stage.inputs],
-                    outputs=[ct.TensorType(o.name, dtype=_dtype(o)) for o in stage.outputs],
-                    states=_states(ct, stage),
-                    convert_to="mlprogram",
-                    minimum_deployment_target=_target(ct, stage),
-                    compute_precision=_precision(ct, stage.precision),
-                    pass_pipeline=pipeline(ct, stage),
-                    skip_model_load=True,
-                )
-            except (
-                ValueError,
-                TypeError,
-                NotImplementedError,
-                RuntimeError,
-                AssertionError,
-                KeyError,
-            ) as error:
-                raise ConversionError(
-                    f"stage {stage.name!r}: coremltools could not convert it: {error}"
-                ) from error
+            specs = [_spec(ct, traced, stage.at(f.name)) for f in stage.functions] or [
+                _spec(ct, traced, stage)
+            ]
         report("writing", 0, 1)
-        _describe(model._spec, stage)
-        write_canonical(model._spec, conversion.weights, destination)
+        spec = together(specs, [f.name for f in stage.functions]) if stage.functions else specs[0]
+        _describe(spec, stage)
+        write_canonical(spec, conversion.weights, destination)
     package = open_package(destination)
-    _check_contract(stage, package)
+    if not stage.functions:
+        _check_contract(stage, package, "main")
+    for function in stage.functions:
+        _check_contract(stage.at(function.name), package, function.name)
     return package
 
 
+def _spec(ct: Any, traced: Any, stage: Stage) -> Any:
+    """The model spec of ``stage``, which has one function."""
+    try:
+        model = ct.convert(
+            traced,
+            inputs=[ct.TensorType(i.name, i.shape, _dtype(i)) for i in stage.inputs],
+            outputs=[ct.TensorType(o.name, dtype=_dtype(o)) for o in stage.outputs],
+            states=_states(ct, stage),
+            convert_to="mlprogram",
+            minimum_deployment_target=_target(ct, stage),
+            compute_precision=_precision(ct, stage.precision),
+            pass_pipeline=pipeline(ct, stage),
+            skip_model_load=True,
+        )
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, AssertionError, KeyError) as error:
+        raise ConversionError(f"stage {stage.name!r}: coremltools could not convert it: {error}") from error
+    return model._spec
+
+
 def _check_dtypes(stage: Stage) -> None:
-    features: tuple[TensorSpec | StateSpec, ...] = (*stage.inputs, *stage.outputs, *stage.states)
+    own = [feature for f in stage.functions for feature in (*f.inputs, *f.outputs)]
+    features: tuple[TensorSpec | StateSpec, ...] = (*stage.inputs, *stage.outputs, *stage.states, *own)
     for feature in features:
         if feature.dtype not in NUMPY:
             raise ConversionError(
@@ -122,8 +128,8 @@ def _describe(spec: Any, stage: Stage) -> None:
             spec.description.metadata.userDefined[key] = value
 
 
-def _check_contract(stage: Stage, package: Package) -> None:
-    contract = read_contract(package.description, "main")
+def _check_contract(stage: Stage, package: Package, function: str) -> None:
+    contract = read_contract(package.description, function)
     for kind, wanted, found in (
         ("inputs", stage.inputs, contract.inputs),
         ("outputs", stage.outputs, contract.outputs),

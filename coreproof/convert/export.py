@@ -108,7 +108,7 @@ def _one(variant: str, stage: Stage, checkpoint: Checkpoint, folder: Path, repor
         package=f"{stage.package}.mlpackage",
         stage=stage.name,
         variant=variant,
-        contract=ContractRecord(stage.inputs, stage.outputs, _as_tensors(stage.states)),
+        contract=ContractRecord(stage.inputs, stage.outputs, _as_tensors(stage.states), stage.functions),
         precision=PrecisionRecord(
             stage.precision.compute, _kept_fp32(stage, package), stage.precision.reason
         ),
@@ -127,8 +127,9 @@ def _kept_fp32(stage: Stage, package: Package) -> tuple[str, ...]:
     """Names of the ops that compute in fp32 inside an fp16 package, as the program shows."""
     if stage.precision.compute != "fp16":
         return ()
-    operations = package.program.functions["main"].block.walk()
-    return tuple(o.name for o in operations if o.type not in ("const", "cast") and _is_fp32(o))
+    operations = [o for f in package.program.functions.values() for o in f.block.walk()]
+    kept = (o.name for o in operations if o.type not in ("const", "cast") and _is_fp32(o))
+    return tuple(dict.fromkeys(kept))
 
 
 def _is_fp32(operation: Operation) -> bool:

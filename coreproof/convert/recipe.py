@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coreproof.convert.checkpoint import Checkpoint
+from coreproof.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,15 @@ class StateSpec:
     name: str
     shape: tuple[int, ...]
     dtype: str = "fp16"
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSpec:
+    """One function of a package that has several: the Stage's module at shapes of its own."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,11 @@ class Stage:
     ``compute_units`` is what the package is meant for; it is recorded, not written into it.
     ``mlx`` builds the same stage for backend ``mlx``: a function of inputs and states, both dicts of float32
     (int32 for integers) MLX arrays, that returns the outputs and the states after them by name.
+
+    ``functions`` makes a multifunction package (iOS 18 and later): one graph for each, all over one copy
+    of the weights. The first is the default, and its features are what ``inputs`` and ``outputs`` say.
+    ``trace_inputs`` are the inputs at the shapes at which the module is traced, where those are not the
+    package's: one trace serves every shape, as long as the module's code depends on none.
     """
 
     name: str
@@ -87,6 +102,18 @@ class Stage:
     compression: Compression | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     mlx: Callable[[Checkpoint], Any] | None = None
+    functions: tuple[FunctionSpec, ...] = ()
+    trace_inputs: tuple[TensorSpec, ...] = ()
+
+    def at(self, function: str | None) -> Stage:
+        """This Stage as the package of its function ``function`` alone; None stands for the default."""
+        for spec in self.functions if function is not None else ():
+            if spec.name == function:
+                return replace(self, inputs=spec.inputs, outputs=spec.outputs, functions=())
+        if function is not None:
+            names = ", ".join(f.name for f in self.functions) or "one function without a name"
+            raise UsageError(f"stage {self.name!r} has no function {function!r}; it has {names}")
+        return replace(self, functions=())
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def trace(stage: Stage, checkpoint: Checkpoint) -> Any:
     """
     # fp16 inputs are traced in fp32: coremltools' own precision pass decides what becomes fp16.
     dtypes = {"fp16": torch.float32, "fp32": torch.float32, "int32": torch.int32}
-    examples = tuple(torch.ones(i.shape, dtype=dtypes[i.dtype]) for i in stage.inputs)
+    examples = tuple(torch.ones(i.shape, dtype=dtypes[i.dtype]) for i in stage.trace_inputs or stage.inputs)
     states = {s.name for s in stage.states}
     try:
         with torch.no_grad():

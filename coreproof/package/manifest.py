@@ -10,7 +10,8 @@ Canonical JSON (:func:`coreproof.jsonio.canonical`), every key present, no other
     files        [{path, size, sha256}] of everything in the folder except this file, receipt*.json and
                  what publishing adds: README.md and SHA256SUMS
     packages     [{package: folder name, stage, variant, target, compute_units,
-                   contract: {inputs, outputs, states}, each [{name, shape, dtype}],
+                   contract: {inputs, outputs, states, each [{name, shape, dtype}], and functions,
+                     [{name, inputs, outputs}] of a multifunction package, the first the default},
                    precision: {compute, kept_fp32: [op name], reason},
                    compression: null or {kind, bits, group_size: int or null, threshold, left: [name]},
                    weights: [{name, dtype, shape, file, offset, size, sha256, keys, transform}]}]
@@ -34,7 +35,7 @@ from typing import Any
 
 from coreproof.atomic import is_work_folder
 from coreproof.convert.checkpoint import FileDigest
-from coreproof.convert.recipe import TensorSpec
+from coreproof.convert.recipe import FunctionSpec, TensorSpec
 from coreproof.errors import JudgedBadError, PackageError
 from coreproof.files import open_regular
 from coreproof.jsonio import canonical, decode, read_json
@@ -64,11 +65,31 @@ class CheckpointRecord:
 
 @dataclass(frozen=True, slots=True)
 class ContractRecord:
-    """The Stage's contract: names, shapes and dtypes (fp16, fp32, int32)."""
+    """The Stage's contract: names, shapes and dtypes (fp16, fp32, int32). ``inputs`` and ``outputs`` are
+    the default function's where there are ``functions``."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     states: tuple[TensorSpec, ...]
+    functions: tuple[FunctionSpec, ...] = ()
+
+    def outputs_of(self, function: str | None) -> tuple[TensorSpec, ...]:
+        """The outputs of ``function``; None stands for the default. Raises PackageError."""
+        return self._of(function).outputs
+
+    def inputs_of(self, function: str | None) -> tuple[TensorSpec, ...]:
+        """The inputs of ``function``; None stands for the default. Raises PackageError."""
+        return self._of(function).inputs
+
+    def _of(self, function: str | None) -> FunctionSpec:
+        if function is None:
+            return FunctionSpec("", self.inputs, self.outputs)
+        for spec in self.functions:
+            if spec.name == function:
+                return spec
+        raise PackageError(
+            f"no function {function!r}; the package has {', '.join(f.name for f in self.functions) or 'one'}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

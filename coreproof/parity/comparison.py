@@ -104,7 +104,9 @@ def _compare_output(
     name: str, case: Case, actual: np.ndarray | None, contract: ContractOutputs
 ) -> OutputComparison:
     expected = case.expected.get(name)
-    problems = _problems(name, actual, expected, contract, steps=case.compared)
+    part = case.parts.get(name)
+    problems = _problems(name, actual, expected, contract, steps=case.compared, part=part)
+    actual = actual if actual is None else _part_of(actual, part)
     if actual is None or expected is None or actual.shape != expected.shape or _not_real(actual, expected):
         return OutputComparison(expected is not None, {}, problems)
     if case.sample_rate is not None and case.compared > 1:
@@ -119,6 +121,7 @@ def _problems(
     contract: ContractOutputs,
     *,
     steps: int,
+    part: tuple[slice, ...] | None,
 ) -> tuple[str, ...]:
     if name not in contract:
         return ("not an output of the package's contract",)
@@ -127,9 +130,15 @@ def _problems(
     problems = _contract_problems(actual, *contract[name], steps=steps) + _value_problems(actual)
     if expected is not None:
         problems += [f"in the reference: {problem}" for problem in _value_problems(expected)]
-        if actual.shape != expected.shape:
-            problems.append(f"shape {actual.shape} where the reference has {expected.shape}")
+        compared = _part_of(actual, part)
+        if compared.shape != expected.shape:
+            problems.append(f"shape {compared.shape} where the reference has {expected.shape}")
     return tuple(problems)
+
+
+def _part_of(array: np.ndarray, part: tuple[slice, ...] | None) -> np.ndarray:
+    """``array[part]``; the whole where it has fewer axes, which the contract says of it."""
+    return array if part is None or len(part) > array.ndim else array[part]
 
 
 def _contract_problems(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,9 @@ class Case:
     ``expected`` has the outputs' own shapes, with several a leading axis of ``compared``.
     ``sample_rate`` in Hz makes the audio metrics apply. ``carry(inputs, outputs)`` gives what a
     prediction hands to the next one, added to the next step's own inputs. The outputs of the first
-    ``warmup`` steps are not compared.
+    ``warmup`` steps are not compared. ``function`` is the one to run of a multifunction package, None its
+    default. ``parts`` says for an output of which only a part is expected, such as the real frames of a
+    padded axis, which part that is, as an index.
     """
 
     id: str
@@ -44,6 +46,8 @@ class Case:
     sample_rate: int | None = None
     carry: Callable[[Arrays, Arrays], Arrays] | None = None
     warmup: int = 0
+    function: str | None = None
+    parts: Mapping[str, tuple[slice, ...]] = field(default_factory=dict)
 
     @property
     def compared(self) -> int:

@@ -79,6 +79,7 @@ _LITERAL = b"""\
    },
    "compute_units": "CPU_AND_NE",
    "contract": {
+    "functions": [],
     "inputs": [
      {
       "dtype": "fp32",
