@@ -82,9 +82,7 @@ def ranked(suspects: Sequence[Suspect]) -> list[Suspect]:
     return sorted(erring, key=lambda s: (not s.creates_nonfinite, 0.0 if s.creates_nonfinite else -s.error))
 
 
-def observe(
-    package: Path, steps: Steps, mode: str, function_name: str | None = None
-) -> list[Observation]:
+def observe(package: Path, steps: Steps, mode: str, function_name: str | None = None) -> list[Observation]:
     """Every op on the last of ``steps``, in program order, the rounds of a loop one after another.
 
     Raises as :meth:`coreproof.runtime.model.Model.predict`.
@@ -113,9 +111,7 @@ def observe(
     return observed
 
 
-def _run(
-    opened: Package, steps: Steps, mode: str, visit: Visit, function_name: str | None = None
-) -> None:
+def _run(opened: Package, steps: Steps, mode: str, visit: Visit, function_name: str | None = None) -> None:
     """Run ``steps`` in ``mode``, calling ``visit`` after each op of the last one."""
     last = False
 

@@ -106,7 +106,7 @@ def _compare_output(
     expected = case.expected.get(name)
     part = case.parts.get(name)
     problems = _problems(name, actual, expected, contract, steps=case.compared, part=part)
-    actual = actual if actual is None else _part_of(actual, part)
+    actual = actual if actual is None else part_of(actual, part)
     if actual is None or expected is None or actual.shape != expected.shape or _not_real(actual, expected):
         return OutputComparison(expected is not None, {}, problems)
     if case.sample_rate is not None and case.compared > 1:
@@ -130,13 +130,13 @@ def _problems(
     problems = _contract_problems(actual, *contract[name], steps=steps) + _value_problems(actual)
     if expected is not None:
         problems += [f"in the reference: {problem}" for problem in _value_problems(expected)]
-        compared = _part_of(actual, part)
+        compared = part_of(actual, part)
         if compared.shape != expected.shape:
             problems.append(f"shape {compared.shape} where the reference has {expected.shape}")
     return tuple(problems)
 
 
-def _part_of(array: np.ndarray, part: tuple[slice, ...] | None) -> np.ndarray:
+def part_of(array: np.ndarray, part: tuple[slice, ...] | None) -> np.ndarray:
     """``array[part]``; the whole where it has fewer axes, which the contract says of it."""
     return array if part is None or len(part) > array.ndim else array[part]
 

@@ -22,7 +22,7 @@ from coreproof.convert.recipe import NUMPY
 from coreproof.errors import CoreproofError, FixtureError
 from coreproof.evidence.report.facts import Facts, PackageFacts
 from coreproof.package.manifest import PackageRecord
-from coreproof.parity.comparison import compare_case, joined
+from coreproof.parity.comparison import compare_case, joined, part_of
 from coreproof.parity.fixture import find, load
 from coreproof.parity.gates import load_gates
 from coreproof.parity.metrics import METRICS
@@ -133,23 +133,26 @@ def _package(
     if not cases:
         return PackageRun(mode, note="The suite has no case for this stage.")
     runner = create("mil")
-    runner.load(Target(build / record.package, mode))
-    contract = {o.name: (tuple(o.shape), NUMPY[o.dtype]) for o in record.contract.outputs}
     halves = {i.name for i in record.contract.inputs if i.dtype == "fp16"}
     runs: list[CaseRun] = []
     problems: list[str] = []
     steps: Sequence[Mapping[str, np.ndarray]] = ()
+    function: str | None = None
     for case, why, outputs in choose(package, cases):
+        runner.load(Target(build / record.package, mode, case.function))
+        specs = record.contract.outputs_of(case.function)
+        contract = {o.name: (tuple(o.shape), NUMPY[o.dtype]) for o in specs}
         recording = _Recording(runner, record)
         outcome = Outcome(case, run_case(recording, case, halves))
         compared = compare_case(outcome, contract)
         if backend == "mil":
             problems += _disagreements(package, case.id, {o: c.metrics for o, c in compared.outputs.items()})
-        runs.append(CaseRun(case.id, why, tuple(_traces(outcome, outputs)), tuple(_heard(suite, outcome))))
+        drawn = Outcome(case, {n: part_of(a, case.parts.get(n)) for n, a in outcome.actual.items()})
+        runs.append(CaseRun(case.id, why, tuple(_traces(drawn, outputs)), tuple(_heard(suite, drawn))))
         # The ops are watched on the case that was chosen last: a worst one, where there is one.
-        steps = recording.steps
-    runner.close()
-    curve = observe(build / record.package, steps, mode)
+        steps, function = recording.steps, case.function
+        runner.close()
+    curve = observe(build / record.package, steps, mode, function)
     left = len({o for c in cases for o in c.expected}) - MOST_OUTPUTS
     note = f"{left} more outputs are compared but not drawn." if left > 0 else ""
     return PackageRun(mode, tuple(runs), tuple(curve), runs[-1].case, tuple(problems), note)
