@@ -1,8 +1,7 @@
 """The StyleTTS 2 suite: every stage on upstream's own tensors, and the defects its gates must catch.
 
 A stage's inputs are upstream's, so no stage is blamed for another's error. Expected values were computed
-without padding; the packages run padded, in the bucket that a host would choose, and only what is real is
-compared. The compatibility layout's stages have no masks, so their expected values take padding for data.
+without padding; the packages run padded, each text in another bucket, and only what is real is compared. The compatibility layout's stages have no masks, so their expected values take padding for data.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ def _frames(arrays: Arrays, index: int) -> Iterator[Case]:
         return arrays[f"t{index}_{name}"]
 
     length = of("en").shape[2]
-    size = _bucket(FRAME_BUCKETS, length)
+    size = _bucket(FRAME_BUCKETS[index:], length)
     mask, function = _mask(length, size), function_name(size)
     curves = _upto(2 * length, 1, 2)
     yield Case(
@@ -251,7 +250,7 @@ def excitations(arrays: Arrays) -> Mapping[str, float]:
     durations = np.concatenate([frames_of(arrays[f"t{i}_pred_dur_log"][0]) for i in texts])
     waves = np.concatenate([arrays[f"t{i}_waveform"].ravel() for i in texts])
     first, second = arrays["ref_s"]
-    frames = {_bucket(FRAME_BUCKETS, arrays[f"t{i}_en"].shape[2]) for i in texts}
+    frames = {_bucket(FRAME_BUCKETS[i:], arrays[f"t{i}_en"].shape[2]) for i in texts}
     tokens = {_bucket(TEXT_BUCKETS, arrays[f"t{i}_tokens"].shape[1]) for i in texts}
     return {
         "voiced": len(spoken) / len(f0),

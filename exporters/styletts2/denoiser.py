@@ -97,9 +97,9 @@ class Scaling(nn.Module):
         """skip, out and in (1, 1, 1), and the time (1,), of ``sigma`` (1,)."""
         data = self.sigma_data
         level = sigma.reshape(1, 1, 1)
-        total = level * level + data * data
-        root = torch.rsqrt(total)
-        return data * data / total, level * data * root, root, torch.log(sigma) * 0.25
+        root = torch.rsqrt(level * level + data * data)
+        # No quotient of a number and a tensor: coremltools makes it MIL's inverse, which adds 1e-4 below.
+        return data * data * (root * root), level * data * root, root, torch.log(sigma) * 0.25
 
 
 class DiffusionStep(nn.Module):

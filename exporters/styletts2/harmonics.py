@@ -1,8 +1,9 @@
 """The harmonic source on the host, in float64: what upstream's SineGen and SourceModuleHnNSF compute.
 
 Upstream draws a phase for each overtone at the first sample; its resampling reads only samples 149 and 150 of
-each block of 300, so that phase never reaches the output, and there is none here. Its remainder by 1 is an
-identity below 2,667 Hz.
+each block of 300, so that phase never reaches the output, and there is none here. Its remainder by one turn a
+sample is an identity from 0 to 2,667 Hz; below 0, where F0 is unvoiced, it shifts the end of the frame before by
+half a turn.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _PLACE = "decoder.generator.m_source.l_linear"
 
 def turns(f0: np.ndarray) -> np.ndarray:
     """Phase in turns, float64 (samples, 9), of F0 in Hz (T2,), linear between the middles of its frames."""
-    steps = f0.astype(np.float64)[:, np.newaxis] * np.arange(1, HARMONICS + 1) * (F0_FRAME / SAMPLE_RATE)
+    cycles = f0.astype(np.float64)[:, np.newaxis] * np.arange(1, HARMONICS + 1) / SAMPLE_RATE
+    steps = F0_FRAME * np.mod(cycles, 1.0)
     sums = np.cumsum(steps, axis=0)
     first = np.concatenate([sums[:1], sums])
     slope = np.concatenate([np.zeros((1, HARMONICS)), steps[1:], np.zeros((1, HARMONICS))])

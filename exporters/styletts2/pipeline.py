@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from coreproof.arrays import read_npy
-from coreproof.audio.sound import Sound
+from coreproof.audio.sound import Report, Sound, quiet
 from coreproof.errors import InputError, UsageError
 from coreproof_exporters.styletts2.architecture import SAMPLE_RATE
 from coreproof_exporters.styletts2.reference_audio import read_clip

@@ -53,7 +53,9 @@ class Phase(nn.Module):
         return wrapped(wrapped(before) + blocks).reshape(1, HARMONICS, -1)
 
     def forward(self, f0: Tensor) -> Tensor:
-        raw = f0.unsqueeze(1) * self.harmonics / _TURN  # turns a frame, thirty and more
+        # Turns a frame, thirty and more. A negative F0, which is unvoiced, turns 300 times as often: upstream
+        # takes the remainder by one turn a sample, and a voiced frame before it hears half a turn of that.
+        raw = wrapped(f0.unsqueeze(1) * self.harmonics / SAMPLE_RATE) * F0_FRAME
         steps = wrapped(wrapped(f0, float(_TURN)).unsqueeze(1) * self.harmonics, float(_TURN)) / _TURN
         sums = self.sums(steps)
         still = raw[..., :1] * 0.0
