@@ -1,7 +1,8 @@
 """The StyleTTS 2 suite: every stage on upstream's own tensors, and the defects its gates must catch.
 
 A stage's inputs are upstream's, so no stage is blamed for another's error. Expected values were computed
-without padding; the packages run padded, each text in another bucket, and only what is real is compared. The compatibility layout's stages have no masks, so their expected values take padding for data.
+without padding; the packages run padded, each text in another bucket, and only what is real is compared.
+The compatibility layout's stages have no masks, so their expected values take padding for data.
 """
 
 from __future__ import annotations
