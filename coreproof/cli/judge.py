@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -12,6 +13,7 @@ from coreproof.cli.build import Json
 from coreproof.cli.console import number, print_json, progress, say, show_suspects, size, table
 
 if TYPE_CHECKING:
+    from coreproof.backends.device import Measured
     from coreproof.catalog import ModelParts
     from coreproof.parity.gates import Verdict
     from coreproof.prove import Proof
@@ -52,6 +54,10 @@ def validate(
     controls: Annotated[
         bool, typer.Option("--controls", help="Instead, plant each defect and show that its gates catch it.")
     ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="With coreml: add this Mac's times and placement to the receipts."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a build's packages and judge them against the official implementation."""
@@ -73,19 +79,52 @@ def validate(
             proofs = prove(build, parts, checkpoint, fixture, report)
         _show_proofs(proofs, as_json)
         raise typer.Exit(0 if proofs and all(p.caught for p in proofs) else 1)
+    if measure and (backend or default()) != "coreml":
+        raise UsageError(
+            "--measure asks Core ML on a Mac for times and placement: it goes with --backend coreml"
+        )
     if backend == "all":
         _everyone(build, parts, checkpoint, fixture, record, as_json)
     with progress() as report:
         result = validate_build(build, parts, backend or default(), checkpoint, fixture, report)
     written = receipts.write(result, build)
+    lines = _measure(build, parts, checkpoint, fixture) if measure else ()
     if record:
         written = receipts.record(result, Path("receipts"))
     if as_json:
-        print_json(receipts.receipt(result))
+        print_json(
+            {**receipts.receipt(result), **({"measured": [m.to_json() for m in lines]} if lines else {})}
+        )
     else:
         _show(result)
+        _show_measured(lines)
         say(f"receipt: {written}")
     raise typer.Exit(0 if result.passed else 1)
+
+
+def _measure(
+    build: Path, parts: ModelParts, checkpoint: Path | None, fixture: Path | None
+) -> tuple[Measured, ...]:
+    from coreproof.measure import measure_build
+
+    with progress() as report:
+        return measure_build(build, parts, checkpoint, fixture, report)
+
+
+def _show_measured(lines: Sequence[Measured]) -> None:
+    if not lines:
+        return
+    rows = [
+        (
+            m.package,
+            f"{m.median_ms:.2f}",
+            f"{m.p90_ms:.2f}",
+            " ".join(f"{k} {n}" for k, n in m.placement.items()),
+        )
+        for m in lines
+    ]
+    title = f"measured on {lines[0].device}, {lines[0].system}"
+    table(("package", "median ms>", "p90 ms>", "ops by preferred device"), rows, title=title)
 
 
 def _everyone(

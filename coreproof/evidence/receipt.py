@@ -12,6 +12,7 @@ A receipt is canonical JSON, schema ``coreproof.receipt/1``:
     toolchain    versions that shape the package's bytes
     machine      architecture, system, cpu_capability, threads, python
     excitations  [{gate, value, bound, passed}]
+    measured     [one of coreproof.backends.device.Measured a line]: only where a device was measured
     packages     [{package, stage, variant, mode, sha256: {file: digest}, digest, bytes, contract,
                    precision, compression, judged_as (null, or for a package on record the variant
                    whose gates judged it), ops {total, types: {type: count}} that compute, peer_ops (how
@@ -25,12 +26,13 @@ path in a receipt, so the same run on the same machine writes the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from coreproof.atomic import atomic_file
+from coreproof.evidence.check import load_receipt
 from coreproof.evidence.seal import SCHEMA, seal
 from coreproof.jsonio import canonical, json_number
 from coreproof.parity.comparison import CaseComparison
@@ -112,3 +114,18 @@ def _columns(comparisons: Sequence[CaseComparison]) -> dict[str, dict[str, list[
         values = [c.outputs[output].metrics.get(metric) if output in c.outputs else None for c in comparisons]
         columns.setdefault(output, {})[metric] = [None if v is None else json_number(v) for v in values]
     return columns
+
+
+def add_measured(path: Path, measured: Sequence[Mapping[str, Any]]) -> None:
+    """Put a device's lines into the receipt ``path``, beside those of other devices, and seal it again."""
+    content = dict(load_receipt(path))
+    own = {(line["device"], line["system"], line["compute_units"], line["package"]) for line in measured}
+    kept = [
+        line
+        for line in content.get("measured", [])
+        if (line["device"], line["system"], line["compute_units"], line["package"]) not in own
+    ]
+    content["measured"] = [*kept, *measured]
+    content["seal"] = seal(content)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(canonical(content))
