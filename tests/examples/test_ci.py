@@ -36,13 +36,7 @@ def run_recipe(made: Made, build: Path, **environment: str) -> subprocess.Comple
 def test_the_shell_recipe_runs(shared_filter: Made, tmp_path: Path) -> None:
     ended = run_recipe(shared_filter, tmp_path / "build")
     assert ended.returncode == 0, ended.stderr
-    for said in (
-        "identical: all ",
-        "same: 2 weights of ",
-        "pass: 2 of 2 packages",
-        "7 of 7 caught",
-        "same: ",
-    ):
+    for said in ("identical: all ", "same: 2 weights of ", "pass: 2 of 2 packages", "measured again"):
         assert said in ended.stdout
     assert re.search(r"^(\d+) of \1 caught$", ended.stdout, re.MULTILINE)
     again = run_recipe(shared_filter, tmp_path / "build", EXPECT="0" * 64)
