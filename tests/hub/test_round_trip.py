@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,17 @@ def test_a_token_that_no_header_can_hold_is_not_quoted(
     assert ended.status == 2
     assert TOKEN not in ended.out + ended.err
     assert "internal error" not in ended.err
+
+
+def test_the_card_of_a_package_with_several_functions(judged: Made) -> None:
+    from coreproof.convert.recipe import FunctionSpec
+    from coreproof.evidence.card import model_card, source_of
+
+    manifest = load_manifest(judged.build)
+    first, second = manifest.packages
+    short = FunctionSpec("short", first.contract.inputs, first.contract.outputs)
+    contract = replace(first.contract, functions=(short, replace(short, name="long")))
+    manifest = replace(manifest, packages=(replace(first, contract=contract), second))
+    card = model_card(REPO, manifest, "0" * 64, {}, source_of(manifest, None, None), {})
+    said = "the package has `short`, `long`, each with its contract in `coreproof.json`."
+    assert card.count(said) == 1
