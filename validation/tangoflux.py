@@ -15,8 +15,8 @@ import numpy as np
 from coreproof.audio.chunks import Chunk, chunks
 from coreproof.audio.flow import FlowMatchEuler, guided
 from coreproof.parity.metrics import METRICS
-from coreproof.parity.suite import Arrays, Case, Outcome, Suite
-from coreproof_exporters.tangoflux.architecture import CONTEXT_ROWS
+from coreproof.parity.suite import Arrays, Case, Heard, Outcome, Suite
+from coreproof_exporters.tangoflux.architecture import CONTEXT_ROWS, SAMPLE_RATE
 from coreproof_exporters.tangoflux.contract import CHUNK_ROWS, key_mask, overlap
 from coreproof_validation.tangoflux_controls import CONTROLS
 
@@ -195,18 +195,10 @@ def _drift(outcome: Outcome, case: Loop) -> Mapping[str, float]:
 
 
 def _joined(outcome: Outcome, case: Chunked) -> Mapping[str, float]:
-    made, official = outcome.actual.get("audio"), case.audio
-    if made is None or official is None:
+    joined, official = _together(outcome, case), case.audio
+    if joined is None or official is None:
         return {}
-    made = made.reshape(len(case.plan), official.shape[0], -1)  # a single chunk has no axis of steps
     hop = official.shape[1] // case.plan[-1].last
-    kept = [
-        audio[:, hop * (chunk.first - chunk.start) : hop * (chunk.last - chunk.start)]
-        for audio, chunk in zip(made, case.plan, strict=True)
-    ]
-    joined = np.concatenate(kept, axis=1)
-    if joined.shape != official.shape:
-        return {}
     seams = [hop * chunk.first for chunk in case.plan[1:]] or [0]
     near = np.concatenate([np.arange(max(seam - hop, 0), seam + hop) for seam in seams])
     return {
@@ -216,6 +208,39 @@ def _joined(outcome: Outcome, case: Chunked) -> Mapping[str, float]:
     }
 
 
+def _together(outcome: Outcome, case: Chunked) -> np.ndarray | None:
+    """The chunks' audio as a host joins it (2, samples), None where it is missing or of another shape."""
+    made, official = outcome.actual.get("audio"), case.audio
+    if made is None or official is None:
+        return None
+    made = made.reshape(len(case.plan), official.shape[0], -1)  # a single chunk has no axis of steps
+    hop = official.shape[1] // case.plan[-1].last
+    kept = [
+        audio[:, hop * (chunk.first - chunk.start) : hop * (chunk.last - chunk.start)]
+        for audio, chunk in zip(made, case.plan, strict=True)
+    ]
+    joined = np.concatenate(kept, axis=1)
+    return joined if joined.shape == official.shape else None
+
+
+def heard(outcome: Outcome) -> Sequence[Heard]:
+    """The audio of the decoders, that of the chunked one joined. Empty for other stages."""
+    case, audio = outcome.case, outcome.actual.get("audio")
+    if isinstance(case, Chunked):
+        name, made, official = "joined audio", _together(outcome, case), case.audio
+    else:
+        name, made, official = "audio", audio, case.expected.get("audio")
+    if made is None or official is None or made.shape != official.shape:
+        return ()
+    actual, expected = (sound.reshape(-1, sound.shape[-1]).T for sound in (made, official))
+    return (Heard(name, actual, expected, SAMPLE_RATE),)
+
+
 SUITE = Suite(
-    model="tangoflux", cases=cases, excitations=excitations, aggregates=aggregates, controls=CONTROLS
+    model="tangoflux",
+    cases=cases,
+    excitations=excitations,
+    aggregates=aggregates,
+    controls=CONTROLS,
+    heard=heard,
 )

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import soundfile
 
+from coreproof import catalog
 from coreproof.blame import Observation, Suspect, observe
 from coreproof.evidence.report import audio, figures
 from coreproof.evidence.report.page import Room, worst_of
 from coreproof.evidence.report.rerun import _alike, choose, worst_case
 from coreproof.parity.gates import Verdict
-from coreproof.parity.suite import Case, Heard
+from coreproof.parity.suite import Case, Heard, Outcome
 
 RATE = 8000
 TONE = 0.5 * np.sin(2 * np.pi * 440 * np.arange(8 * RATE) / RATE)[:, None]
@@ -209,3 +210,18 @@ def test_ops_are_observed_in_program_order(reported_filter: Any) -> None:
     assert conv.arrived is not None
     assert 0 < conv.arrived < 2e-3
     assert all(o.suspect.error == 0 and o.arrived in (0, None) for o in observe(package, steps, "fp32"))
+
+
+def test_tangofluxs_decoders_are_heard_in_stereo() -> None:
+    suite = catalog.find("tangoflux").suite()
+    assert suite.heard is not None
+    audio = np.stack([TONE[:, 0], -TONE[:, 0]])[np.newaxis]
+    case = Case("whole", "vae_decoder", ({},), {"audio": audio})
+    (heard,) = suite.heard(Outcome(case, {"audio": audio * 0.5}))
+    assert (heard.actual.shape, heard.sample_rate) == ((len(TONE), 2), 44100)
+    np.testing.assert_array_equal(heard.expected[:, 1], -TONE[:, 0])
+    assert suite.heard(Outcome(case, {"audio": audio[..., 1:]})) == ()
+    assert (
+        suite.heard(Outcome(Case("t", "text_encoder", ({},), {"text_hidden": audio}), {"text_hidden": audio}))
+        == ()
+    )
