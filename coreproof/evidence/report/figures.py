@@ -139,6 +139,7 @@ def cases(values: Sequence[float | None], verdict: Verdict) -> str:
         axes.set_yscale(
             "log" if limit and max(positive.max(), limit) > 30 * min(positive.min(), limit) else "linear"
         )
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("case")
     axes.set_ylabel("1 − value" if near else "value")
     _legend(axes)
