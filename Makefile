@@ -27,7 +27,7 @@ demo: venv
 test: venv check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/patches
 
-# The diffs in patches/ on the sources they are for, which the package index serves. About four minutes.
+# The diffs in patches/ on the sources they are for, which the package index serves. About two minutes of processor time.
 test-patches: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/patches
 
