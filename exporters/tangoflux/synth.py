@@ -1,6 +1,6 @@
 """Write a synthetic snapshot: the published files, keys and shapes, with drawn weights.
 
-The spreads are chosen so that what must be tested matters. Norms of queries and keys are about 3, because
+The spreads are chosen so that what must be tested matters. Norms of queries and keys are about 2, because
 attention that is near uniform hides a wrong position; the timestep reaches the condition through wide
 weights; T5's stream leaves the range of fp16, as the published one is known to. Every number is an integer
 draw times a factor: the same seed gives the same bytes on every CPU.
@@ -38,9 +38,9 @@ _STREAM = 3000.0  # T5's stream has any size; this one makes fp16 overflow
 # Key pattern: mean, spread; the first that fits. A matrix's spread is a gain, divided by the square root of
 # the number of inputs that meet in one output.
 _STATISTICS = {
-    "*.norm_q.weight": (3.0, 0.3),
-    "*.norm_k.weight": (3.0, 0.3),
-    "*.norm_added_?.weight": (3.0, 0.3),
+    "*.norm_q.weight": (2.0, 0.3),
+    "*.norm_k.weight": (2.0, 0.3),
+    "*.norm_added_?.weight": (2.0, 0.3),
     "transformer.proj_out.weight": (0.0, 0.3),
     "*.norm1*.linear.weight": (0.0, 1.0),
     "*.norm.linear.weight": (0.0, 1.0),
