@@ -181,7 +181,7 @@ def test_a_build_that_only_claims_other_tools_is_no_match(streaming_fir: Made, c
         (("--model", "minilm"), "--model minilm is 'minilm', the build is of 'streaming_fir'"),
         (
             ("--model", "maxilm"),
-            "no model named 'maxilm'; give one of minilm, mrt2, or a folder with a recipe.py",
+            "no model named 'maxilm'; give one of minilm, mrt2, styletts2, tangoflux, or a folder with a recipe.py",
         ),
     ],
 )

@@ -69,11 +69,11 @@ def test_wrong_use_ends_with_2(arguments: tuple[str, ...], cli: Cli) -> None:
     [
         (
             ("export", "maxilm"),
-            "no model named 'maxilm'; give one of minilm, mrt2, or a folder with a recipe.py",
+            "no model named 'maxilm'; give one of minilm, mrt2, styletts2, tangoflux, or a folder with a recipe.py",
         ),
         (
             ("export", "."),
-            ".: no recipe.py in that folder; give one of minilm, mrt2, or a folder with a recipe.py",
+            ".: no recipe.py in that folder; give one of minilm, mrt2, styletts2, tangoflux, or a folder with a recipe.py",
         ),
         (("synth", "minilm", "--size", "medium"), "--size medium: choose small or full"),
         (("validate", "."), ".: not a coreproof build, it has no coreproof.json"),
@@ -92,7 +92,10 @@ def test_debug_shows_the_traceback(cli: Cli) -> None:
     ended = cli("--debug", "export", "maxilm")
     assert ended.status == 2
     assert "Traceback" in ended.err
-    assert "\nerror: no model named 'maxilm'; give one of minilm, mrt2, or a folder with" in ended.err
+    assert (
+        "\nerror: no model named 'maxilm'; give one of minilm, mrt2, styletts2, tangoflux, or a folder with"
+        in ended.err
+    )
 
 
 def test_a_bug_is_called_one(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
