@@ -73,7 +73,8 @@ def test_wrong_use_ends_with_2(arguments: tuple[str, ...], cli: Cli) -> None:
         ),
         (
             ("export", "."),
-            ".: no recipe.py in that folder; give one of minilm, mrt2, styletts2, tangoflux, or a folder with a recipe.py",
+            ".: no recipe.py in that folder; give one of minilm, mrt2, styletts2, tangoflux, or a folder with a "
+            "recipe.py",
         ),
         (("synth", "minilm", "--size", "medium"), "--size medium: choose small or full"),
         (("validate", "."), ".: not a coreproof build, it has no coreproof.json"),
