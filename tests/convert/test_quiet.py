@@ -28,7 +28,7 @@ def test_importing_it_says_nothing() -> None:
         ("Failed to load _MLModelProxy: No module named 'coremltools.libcoremlpython'", False),
         ("Torch version 2.13.0 has not been tested with coremltools. You may run into errors.", False),
         ("scikit-learn version 1.9.1 is not supported. Disabling scikit-learn conversion API.", False),
-        ("Tuple detected at graph output. This will be flattened in the converted model.", True),
+        ("Tuple detected at graph output. This will be flattened in the converted model.", False),
         ("Saving value type of int64 into a builtin type of int32, might lose precision!", True),
     ],
 )
