@@ -105,7 +105,8 @@ def test_half_accumulation() -> None:
     sums = np.apply_along_axis(half_sum, -1, seen).astype(np.float32)
     np.testing.assert_array_equal(ours("avg_pool", num=FP16ACC, x=x, **options), sums / np.float32(42))
     squares = np.apply_along_axis(lambda w: half_dot(w, w), -1, seen).astype(np.float32)
-    np.testing.assert_array_equal(ours("l2_pool", num=FP16ACC, x=x, **options), np.sqrt(squares))
+    # torch's fp32 square root is an ulp off on some processors.
+    np.testing.assert_array_max_ulp(ours("l2_pool", num=FP16ACC, x=x, **options), np.sqrt(squares), 1)
     wide = ours("avg_pool", num=WIDE, x=x, **options)
     assert np.abs(sums / 42 - wide).max() < 0.01
 
