@@ -248,7 +248,7 @@ def _fused(x: Tensor, h: Tensor, c: Tensor, layer: _Layer) -> tuple[Tensor, ...]
     weights = [_torch_order(layer.weight_ih), _torch_order(layer.weight_hh)]
     if layer.bias is not None:
         weights += [_torch_order(layer.bias), torch.zeros_like(layer.bias)]
-    state = (h.unsqueeze(0).contiguous(), c.unsqueeze(0).contiguous())
+    state = tuple(rows[: x.shape[1]].unsqueeze(0).contiguous() for rows in (h, c))
     biased = layer.bias is not None
     sequence, h, c = torch.lstm(x, state, weights, biased, 1, 0.0, False, False, False)
     return sequence, h.squeeze(0), c.squeeze(0)
@@ -256,12 +256,16 @@ def _fused(x: Tensor, h: Tensor, c: Tensor, layer: _Layer) -> tuple[Tensor, ...]
 
 def _check_shapes(x: Tensor, h: Tensor, c: Tensor, layer: _Layer) -> None:
     """Raise ValueError for shapes that do not fit together: torch's fused kernel does not look, and reads
-    and writes outside what it was given."""
+    and writes outside what it was given.
+
+    A state may have more rows than the batch, of which the first count: coremltools gives one a step when
+    it converts a packed sequence, and expects the result (frontend/torch/test, TestLSTMWithPackedSequence).
+    """
     _, batch, features = x.shape
     hidden = layer.weight_hh.shape[-1]
     expected = {
-        "initial_h": (h, (batch, hidden)),
-        "initial_c": (c, (batch, hidden)),
+        "initial_h": (h[:batch], (batch, hidden)),
+        "initial_c": (c[:batch], (batch, hidden)),
         "weight_ih": (layer.weight_ih, (4 * hidden, features)),
         "weight_hh": (layer.weight_hh, (4 * hidden, hidden)),
         "bias": (layer.bias, (4 * hidden,)),
