@@ -11,6 +11,7 @@ import numpy as np
 
 from coreproof.convert.checkpoint import Checkpoint
 from coreproof.convert.recipe import Stage
+from coreproof.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +42,12 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Drop the target."""
+
+
+def require_given(stage: Stage, inputs: Mapping[str, np.ndarray], state: object) -> None:
+    """Raise InputError when an input of ``stage`` is missing, or ``state`` is where the stage has states."""
+    missing = [s.name for s in stage.inputs if s.name not in inputs]
+    if missing:
+        raise InputError(f"missing input {missing[0]!r}; stage {stage.name!r} takes it")
+    if stage.states and state is None:
+        raise InputError(f"stage {stage.name!r} is stateful: pass state=make_state()")

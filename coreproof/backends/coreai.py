@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from coreproof.backends.base import Target
+from coreproof.backends.base import Target, require_given
 from coreproof.convert.recipe import NUMPY, Stage
-from coreproof.errors import BackendError, InputError
+from coreproof.errors import BackendError
 from coreproof.toolchain import installed
 
 
@@ -72,11 +72,7 @@ class Runner:
         stage = self._loaded()
         from coreai.runtime import NDArray
 
-        missing = [s.name for s in stage.inputs if s.name not in inputs]
-        if missing:
-            raise InputError(f"missing input {missing[0]!r}; stage {stage.name!r} takes it")
-        if stage.states and state is None:
-            raise InputError(f"stage {stage.name!r} is stateful: pass state=make_state()")
+        require_given(stage, inputs, state)
         given = {s.name: NDArray(_as_module_takes(inputs[s.name])) for s in stage.inputs}
         try:
             found = self._wait(self._function(given, state or {}))

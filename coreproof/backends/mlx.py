@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from coreproof.backends.base import Target
+from coreproof.backends.base import Target, require_given
 from coreproof.convert.recipe import NUMPY, Stage
 from coreproof.errors import BackendError, InputError
 
@@ -47,11 +47,7 @@ class Runner:
         import mlx.core as mx
 
         stage = self._loaded()
-        missing = [s.name for s in stage.inputs if s.name not in inputs]
-        if missing:
-            raise InputError(f"missing input {missing[0]!r}; stage {stage.name!r} takes it")
-        if stage.states and state is None:
-            raise InputError(f"stage {stage.name!r} is stateful: pass state=make_state()")
+        require_given(stage, inputs, state)
         given = {}
         for spec in stage.inputs:
             array = np.asarray(inputs[spec.name])

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from coreproof.backends.base import Target
+from coreproof.backends.base import Target, require_given
 from coreproof.convert.recipe import NUMPY, Stage
-from coreproof.errors import BackendError, InputError
+from coreproof.errors import BackendError
 
 
 def absent() -> str | None:
@@ -37,11 +37,7 @@ class Runner:
         import torch
 
         stage = self._loaded()
-        missing = [s.name for s in stage.inputs if s.name not in inputs]
-        if missing:
-            raise InputError(f"missing input {missing[0]!r}; stage {stage.name!r} takes it")
-        if stage.states and state is None:
-            raise InputError(f"stage {stage.name!r} is stateful: pass state=make_state()")
+        require_given(stage, inputs, state)
         arguments = []
         for spec in stage.inputs:
             tensor = torch.from_numpy(np.array(inputs[spec.name]))
