@@ -21,13 +21,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
 from coreproof.errors import PackageError
 from coreproof.files import read_bytes
 from coreproof.jsonio import read_json
 from coreproof.package.layout import safe_join
-from coreproof.package.proto import new_model
+from coreproof.package.proto import new_model, parse
+from coreproof.package.schema import MODEL_TYPES
 
 COMPILED = ".mlmodelc"
 MIL_TEXT = "model.mil"
@@ -72,16 +71,15 @@ def _from_coremldata(path: Path) -> Any:
     model = new_model()
     try:
         number, target = _HEAD.unpack_from(data)
-        kinds = {field.number: field.name for field in model.DESCRIPTOR.oneofs_by_name["Type"].fields}
-        if number in kinds:
-            require_program(path, kinds[number])
+        if number in MODEL_TYPES:
+            require_program(path, MODEL_TYPES[number])
         tail = data[_HEAD.size + target :]
         model.specificationVersion, length = _TAIL.unpack_from(tail)
         message = tail[_TAIL.size :][:length]
-        if number not in kinds or len(message) != length:
+        if number not in MODEL_TYPES or len(message) != length:
             raise ValueError
-        model.description.ParseFromString(message)
-    except (struct.error, ValueError, DecodeError, RecursionError):
+        parse(model.description, message)
+    except (struct.error, ValueError):
         raise PackageError(
             f"{path}: not laid out as known compilers write it, or truncated ({len(data)} bytes); "
             f"move it away to have {METADATA} read instead"

@@ -1,9 +1,10 @@
 """The protobuf messages of Core ML models, as coremltools ships them, without importing coremltools.
 
-``import coremltools`` takes seconds, needs everything it was built with and prints warnings on
-Linux. The generated message modules need none of it, so they are loaded on their own, under a
-private package name. Protobuf keeps one class a message type in a process, so these are the very
-classes that ``coremltools.proto`` has, whichever is imported first.
+For writers, and for whoever wants a message whole; what opening a model reads needs neither (see
+:mod:`coreproof.package.wire`). ``import coremltools`` takes seconds, needs everything it was built with
+and prints warnings on Linux. The generated message modules need none of it, so they are loaded on
+their own, under a private package name. Protobuf keeps one class a message type in a process, so these
+are the very classes that ``coremltools.proto`` has, whichever is imported first.
 """
 
 from __future__ import annotations
@@ -16,14 +17,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
 from coreproof.errors import CoreproofError, PackageError
 from coreproof.files import read_bytes
 
 # ML programs keep their weights elsewhere: a gigabyte of weights comes with less than a megabyte of
-# spec. A parsed message can be 33 times as large as its bytes (empty operations, with upb), so the
-# limit is not larger.
+# spec. A message parsed by the library can be 33 times as large as its bytes (empty operations, with
+# upb), so the limit is not larger.
 MAX_SPEC_BYTES = 64 << 20
 _PRIVATE = "_coreproof_coremltools_proto"
 
@@ -55,10 +54,21 @@ def read_spec(path: Path) -> Any:
     data = read_bytes(path, MAX_SPEC_BYTES)
     model = new_model()
     try:
-        model.ParseFromString(data)
-    except (DecodeError, RecursionError):
+        parse(model, data)
+    except ValueError:
         raise PackageError(f"{path}: not a Core ML model, or a truncated one ({len(data)} bytes)") from None
     return model
+
+
+def parse(message: Any, data: bytes) -> None:
+    """Fill ``message`` from ``data``. Raises ValueError when they are no such message, or one that is
+    nested more deeply than protobuf allows."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        message.ParseFromString(data)
+    except (DecodeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _folder() -> Path:

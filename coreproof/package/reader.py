@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coreproof.errors import PackageError
-from coreproof.files import is_directory
+from coreproof.files import is_directory, read_bytes
 from coreproof.mil.from_proto import read_program
-from coreproof.mil.from_text import read_text
 from coreproof.mil.program import Blob, Program
-from coreproof.mil.to_proto import write_program
 from coreproof.mil.types import TensorType
 from coreproof.mil.weights import references
 from coreproof.package.blob import BlobEntry, WeightFile
 from coreproof.package.compiled import COMPILED, MIL_TEXT, read_description, require_program
 from coreproof.package.layout import list_files, read_layout, safe_join
-from coreproof.package.manifest import WeightRecord
-from coreproof.package.proto import read_spec
+from coreproof.package.proto import MAX_SPEC_BYTES, read_spec
+from coreproof.package.schema import MODEL
+from coreproof.package.wire import check, decode
+
+if TYPE_CHECKING:
+    from coreproof.package.manifest import WeightRecord
 
 _MODEL_PATH = "@model_path/"
 
@@ -37,24 +38,28 @@ def open_package(path: Path) -> Package:
     """
     is_folder = is_directory(path)
     if is_folder and path.suffix == COMPILED:
-        text = safe_join(path, MIL_TEXT)
-        return Package(path, text, read_description(path), lambda: read_text(text))
+        return CompiledPackage(path, safe_join(path, MIL_TEXT), read_description(path))
     if is_folder:
-        spec_path = read_layout(path).spec
+        spec = read_layout(path).spec
     elif path.suffix == ".mlmodel":
-        spec_path = path
+        spec = path
     else:
         raise PackageError(f"{path}: neither an .mlpackage or {COMPILED} folder nor an .mlmodel file")
-    spec = read_spec(spec_path)
-    require_program(spec_path, spec.WhichOneof("Type"))
-    return Package(path, spec_path, spec, lambda: _program(spec_path, spec))
+    head = _read_head(spec)
+    require_program(spec, head.WhichOneof("Type"))
+    return Package(path, spec, head)
 
 
-def _program(path: Path, spec: Any) -> Program:
+def _read_head(path: Path) -> Any:
+    data = read_bytes(path, MAX_SPEC_BYTES)
     try:
-        return read_program(spec.mlProgram)
+        head = decode(MODEL, data)
+        check(head.description)
     except PackageError as error:
-        raise PackageError(f"{path}: {error}") from None
+        raise PackageError(
+            f"{path}: not a Core ML model, or a truncated one ({len(data)} bytes): {error}"
+        ) from None
+    return head
 
 
 class Weights:
@@ -88,6 +93,8 @@ class Weights:
 
     def record(self, name: str, blob: Blob, keys: tuple[str, ...], transform: str) -> WeightRecord:
         """``blob`` as ``coreproof.json`` lists it; sha256 is that of its stored bytes."""
+        from coreproof.package.manifest import WeightRecord  # of use to exporters only
+
         file, entry, type_ = self.file(blob.file), self.entry(blob), _tensor_type(blob)
         return WeightRecord(
             name=name,
@@ -105,32 +112,31 @@ class Weights:
 class Package:
     """An opened model.
 
-    ``description`` is its ``ModelDescription`` message, ``specification_version`` the number that
-    its writer gave. ``program_path`` is the file that ``read`` makes the program from, and the
-    folder it lies in is what ``@model_path`` stands for. ``head`` is its ``Model`` message, which
-    for a compiled model lacks the program.
+    ``description`` has the fields of a ``ModelDescription`` message, ``specification_version`` is the
+    number that its writer gave. ``program_path`` is the file that the program is read from, and the
+    folder it lies in is what ``@model_path`` stands for. ``head`` has the fields of a ``Model`` message.
     """
 
-    def __init__(self, path: Path, program_path: Path, head: Any, read: Callable[[], Program]) -> None:
+    def __init__(self, path: Path, program_path: Path, head: Any) -> None:
         self.path = path
         self.description = head.description
         self.specification_version: int = head.specificationVersion
         self.weights = Weights(program_path.parent)
         self._program_path = program_path
         self._head = head
-        self._read = read
 
     @cached_property
     def program(self) -> Program:
         """The program, read at first use. Raises PackageError when it is malformed."""
-        return self._read()
+        try:
+            return read_program(self._head.mlProgram)
+        except PackageError as error:
+            raise PackageError(f"{self._program_path}: {error}") from None
 
     @cached_property
     def spec(self) -> Any:
-        """The ``Model`` protobuf message; of a compiled model, one written from its text."""
-        if not self._head.HasField("mlProgram"):
-            self._head.mlProgram.CopyFrom(write_program(self.program))
-        return self._head
+        """The whole ``Model`` protobuf message. Raises PackageError when the library cannot read it."""
+        return read_spec(self._program_path)
 
     def files(self) -> tuple[str, ...]:
         """Paths of all files, sorted, with ``/``: relative to the package folder, or for a bare
@@ -153,6 +159,25 @@ class Package:
                 self.weights.entry(reference.blob)
             except PackageError as error:
                 raise PackageError(f"{reference.where}: {error}") from None
+
+
+class CompiledPackage(Package):
+    """An opened ``.mlmodelc``; ``head`` is a ``Model`` protobuf message without the program."""
+
+    @cached_property
+    def program(self) -> Program:
+        """The program, read from its text at first use. Raises PackageError when it is malformed."""
+        from coreproof.mil.from_text import read_text
+
+        return read_text(self._program_path)
+
+    @cached_property
+    def spec(self) -> Any:
+        """A ``Model`` protobuf message, its program written from the text. Raises PackageError."""
+        from coreproof.mil.to_proto import write_program
+
+        self._head.mlProgram.CopyFrom(write_program(self.program))
+        return self._head
 
 
 def relative_name(name: str) -> str:

@@ -68,7 +68,7 @@ def test_a_published_model_predicts_the_same_bits_in_both_forms(pair: Pair) -> N
 def test_what_a_published_compiled_model_says_of_itself(pair: Pair) -> None:
     package, compiled = open_package(pair.package), open_package(pair.compiled)
     compiled.check()
-    assert compiled.description == package.description
+    assert compiled.description == package.spec.description
     assert compiled.specification_version == package.specification_version == 6
     assert compiled.files() == ("coremldata.bin", "metadata.json", "model.mil", "weights/weight.bin")
     assert compiled.weight_files() == ("weights/weight.bin",)
@@ -97,7 +97,7 @@ def test_a_package_made_of_a_compiled_model(pair: Pair, tmp_path: Path) -> None:
     write_canonical(opened.spec, opened.weights, tmp_path / "again.mlpackage")
     again = open_package(tmp_path / "again.mlpackage")
     assert difference(again.program, opened.program) is None
-    assert again.description.SerializeToString() != b"" and again.specification_version == 6
+    assert again.spec.description.input == opened.spec.description.input and again.specification_version == 6
     model = coreproof.load(tmp_path / "again.mlpackage")
     inputs = seeded(model.contract)
     expected = coreproof.load(pair.package).predict(inputs)
@@ -118,7 +118,7 @@ def without_coremldata(pair: Pair, change: Callable[[dict[str, Any]], None] = la
 def test_without_coremldata_the_features_come_from_metadata_json(pair: Pair) -> None:
     package, compiled = open_package(pair.package), open_package(without_coremldata(pair))
     assert compiled.specification_version == 6
-    assert compiled.description == package.description
+    assert compiled.description == package.spec.description
     assert read_contract(compiled.description, "main") == read_contract(package.description, "main")
 
 
