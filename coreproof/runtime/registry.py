@@ -20,9 +20,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from coreproof.errors import UnsupportedOpError
+from coreproof.mil.families import FAMILIES, FAMILY_OF
 from coreproof.runtime.left_out import OPS
 
 OPSETS = ("ios15", "ios16", "ios17", "ios18", "ios26")
@@ -65,6 +67,8 @@ class OpDef:
     wants: frozenset[str]
 
 
+# Families whose module has another name.
+_MODULES = {"compression": "constexpr", "constexpr_ops": "constexpr", "quantization_ops": "quantization"}
 _REGISTRY: dict[str, dict[str, OpDef]] = {}
 _KINDS = {
     "Tensor": "tensor", "Tensor | None": "tensor", "Tensors": "tensors",
@@ -120,7 +124,9 @@ def lookup(name: str, opset: str) -> OpDef:
 
     Raises UnsupportedOpError, naming what exists or why it is left out.
     """
-    versions = registry().get(name)
+    if name in FAMILY_OF:
+        import_module(module_of(FAMILY_OF[name]))
+    versions = _REGISTRY.get(name)
     if versions is None:
         reason = f"is not run: {OPS[name]}" if name in OPS else "is not implemented"
         raise UnsupportedOpError(f"op {name!r} ({opset}) {reason}")
@@ -132,6 +138,11 @@ def lookup(name: str, opset: str) -> OpDef:
 
 def registry() -> Mapping[str, Mapping[str, OpDef]]:
     """Every implementation by op name and opset."""
-    from coreproof.runtime import ops  # noqa: F401  (importing the families registers them)
-
+    for family in FAMILIES:
+        import_module(module_of(family))
     return _REGISTRY
+
+
+def module_of(family: str) -> str:
+    """The module that registers the ops of ``family`` when it is imported: a program needs few of them."""
+    return f"coreproof.runtime.ops.{_MODULES.get(family, family)}"

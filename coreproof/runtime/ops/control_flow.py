@@ -1,5 +1,5 @@
-"""Lists (coremltools 9.0 ops/defs/iOS15/control_flow.py); ``select`` is with the other tensor ops,
-and ``cond`` and ``while_loop``, which hold blocks, are the engine's.
+"""Lists and ``select`` (coremltools 9.0 ops/defs/iOS15/control_flow.py); ``cond`` and ``while_loop``,
+which hold blocks, are the engine's.
 
 A list is immutable, as every value of a program: writing gives another list. Places are counted
 from 0 and must exist, except that writing beyond the end of a list of dynamic length extends it.
@@ -19,7 +19,13 @@ from coreproof.errors import InputError
 from coreproof.mil.types import DType
 from coreproof.runtime.bounds import within, within_length
 from coreproof.runtime.numerics import container
-from coreproof.runtime.registry import REQUIRED, Ints, Param, add
+from coreproof.runtime.registry import REQUIRED, Ints, Param, add, op
+
+
+@op("select", moves=True)
+def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``a`` where ``cond``, else ``b``."""
+    return torch.where(cond, a, b)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -20,6 +21,11 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
+@op("flatten2d", moves=True)
+def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
+    return torch.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
+
+
 @op("tile", moves=True)
 def tile(x: Tensor, reps: Ints) -> Tensor:
     within((x.numel(), *reps))
@@ -30,12 +36,6 @@ def tile(x: Tensor, reps: Ints) -> Tensor:
 def stack(values: Tensors, axis: int) -> Tensor:
     within((len(values), values[0].numel()))
     return torch.stack(values, axis)
-
-
-@op("select", moves=True)
-def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """``a`` where ``cond``, else ``b`` (iOS15/control_flow.py)."""
-    return torch.where(cond, a, b)
 
 
 @op("band_part", moves=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
@@ -222,8 +221,3 @@ def batch_to_space(x: Tensor, block_shape: Ints, crops: Ints) -> Tensor:
     parts = x.reshape(bh, bw, n // (bh * bw), c, h, w).permute(2, 3, 4, 0, 5, 1)
     whole = parts.reshape(n // (bh * bw), c, h * bh, w * bw)
     return whole[:, :, top : h * bh - bottom, left : w * bw - right]
-
-
-@op("flatten2d", moves=True)
-def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
-    return torch.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
