@@ -198,11 +198,12 @@ def _tensor_type(message: Any) -> TensorType:
     if dtype is None:
         raise PackageError(f"unknown data type {message.dataType}")
     count = len(message.dimensions)
-    if count <= MAX_RANK and (message.rank < 0 or any(d.unknown.variadic for d in message.dimensions)):
+    dimensions = tuple(message.dimensions) if count <= MAX_RANK else ()
+    if count <= MAX_RANK and (message.rank < 0 or any(d.unknown.variadic for d in dimensions)):
         return TensorType(dtype, None)
     if message.rank != count or count > MAX_RANK:
         raise PackageError(f"rank {message.rank} with {count} dimensions (at most {MAX_RANK} are allowed)")
-    shape = tuple(_dimension(d) for d in message.dimensions)
+    shape = tuple(_dimension(d) for d in dimensions)
     elements = 1
     for dim in shape:
         elements *= dim or 1

@@ -141,5 +141,6 @@ def _declare(
 
 
 MESSAGES = _messages()
+MESSAGES["ValueType"].shared = True
 MODEL, DESCRIPTION = MESSAGES["Model"], MESSAGES["ModelDescription"]
 MODEL_TYPES = {tag >> 3: f.name for tag, f in MODEL.fields.items() if f.others}

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from struct import unpack_from
 from typing import Any, ClassVar
 
@@ -36,6 +38,7 @@ SCALARS = {
 }  # fmt: skip
 _SIZES = {_FIXED64: 8, _FIXED32: 4}
 _KEY, _VALUE = 1 << 3 | _BYTES, 2 << 3 | _BYTES  # tags of a map's entry
+_SMALL, _SHARED = 64, 1024  # bytes of a message that is shared, and how many are
 _PIECE = 1 << 20  # bytes of packed numbers decoded together, each to some tens
 
 
@@ -61,10 +64,14 @@ class Message:
     fields: ClassVar[Mapping[int, Field]] = {}  # by tag: number and wire type
     packed: ClassVar[Mapping[int, Field]] = {}  # repeated numbers, by number
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    shared: ClassVar[bool] = False  # whether many are alike
 
     def WhichOneof(self, group: str) -> str | None:
         """Which field of ``group`` is present (named as protobuf's messages name it)."""
-        return next((name for name in self.groups[group] if name in self.__dict__), None)
+        for name in self.groups[group]:
+            if name in self.__dict__:
+                return name
+        return None
 
 
 class Repeated(Sequence[Any]):
@@ -85,6 +92,11 @@ class Repeated(Sequence[Any]):
             return [self[i] for i in range(len(self))[index]]
         place = 2 * range(len(self))[index]
         return _element(self._field, self._data, self._spans[place], self._spans[place + 1], self._depth)
+
+    def __iter__(self) -> Iterator[Any]:
+        spans = iter(self._spans)
+        for start, stop in zip(spans, spans, strict=True):
+            yield _element(self._field, self._data, start, stop, self._depth)
 
 
 class Entries(Mapping[str, Any]):
@@ -156,7 +168,13 @@ def _decode(message: Message, data: bytes, start: int, stop: int, depth: int) ->
         if field is None or tag & 7 != _BYTES:
             start = _scalar(message, field, tag, data, start, stop)
             continue
-        begin, start = _bytes(data, start, stop)
+        if start < stop and data[start] < 0x80:  # _bytes, written out: half of all reading is here
+            begin = start + 1
+            start = begin + data[start]
+            if start > stop:
+                raise _short(begin, start, stop)
+        else:
+            begin, start = _bytes(data, start, stop)
         name, kind = field.name, field.kind
         if not field.rule:
             for other in field.others:
@@ -165,14 +183,23 @@ def _decode(message: Message, data: bytes, start: int, stop: int, depth: int) ->
                 values[name] = _text(data, begin, start)
             elif kind == "bytes":
                 values[name] = data[begin:start]
+            elif name in values:  # a copy, because messages may be shared
+                values[name] = _decode(deepcopy(values[name]), data, begin, start, depth + 1)
+            elif kind.shared and start - begin <= _SMALL:
+                values[name] = _shared(kind, data[begin:start], depth + 1)
             else:
-                values[name] = _decode(values.get(name) or kind(), data, begin, start, depth + 1)
+                values[name] = _decode(kind(), data, begin, start, depth + 1)
         elif name in values:
             values[name].add(begin, start)
         else:
             many = values[name] = (Repeated if field.rule == "repeated" else Entries)(field, data, depth + 1)
             many.add(begin, start)
     return message
+
+
+@lru_cache(_SHARED)
+def _shared(kind: type[Message], data: bytes, depth: int) -> Message:
+    return _decode(kind(), data, 0, len(data), depth)
 
 
 def _scalar(message: Message, field: Field | None, tag: int, data: bytes, start: int, stop: int) -> int:
@@ -188,7 +215,7 @@ def _scalar(message: Message, field: Field | None, tag: int, data: bytes, start:
     elif wire not in _SIZES:
         raise PackageError(f"byte {start}: a field of wire type {wire}")
     elif (end := start + _SIZES[wire]) > stop:
-        raise PackageError(f"byte {start}: {_SIZES[wire]} bytes where {stop - start} are left")
+        raise _short(start, end, stop)
     if field:
         values, code = message.__dict__, SCALARS[field.kind][1]
         one = _integer(field.kind, value) if wire == _VARINT else unpack_from(f"<{code}", data, start)[0]
@@ -218,18 +245,22 @@ def _bytes(data: bytes, start: int, stop: int) -> tuple[int, int]:
     else:
         length, start = _varint(data, start, stop)
     if length > stop - start:
-        raise PackageError(f"byte {start}: {length} bytes where {stop - start} are left")
+        raise _short(start, start + length, stop)
     return start, start + length
+
+
+def _short(start: int, end: int, stop: int) -> PackageError:
+    return PackageError(f"byte {start}: {end - start} bytes where {stop - start} are left")
 
 
 def _varint(data: bytes, start: int, stop: int) -> tuple[int, int]:
     """The number at ``start``, modulo 2**64, and where it ends."""
-    number = 0
-    for place in range(start, min(stop, start + _LONGEST_VARINT)):
-        byte = data[place]
-        number |= (byte & 0x7F) << 7 * (place - start)
+    number = shift = 0
+    for byte in data[start : min(stop, start + _LONGEST_VARINT)]:
+        number |= (byte & 0x7F) << shift
+        shift += 7
         if byte < 0x80:
-            return number & 0xFFFFFFFFFFFFFFFF, place + 1
+            return number & 0xFFFFFFFFFFFFFFFF, start + shift // 7
     raise PackageError(f"byte {start}: a number without an end")
 
 
