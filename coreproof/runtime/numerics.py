@@ -12,6 +12,7 @@ may be given ``FP16ACC``.
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ from coreproof.runtime.registry import Ints
 Tensors = list[Tensor]
 """The kind of parameter that takes several tensors."""
 BLOCK = 32
+_LARGE = 1 << 18  # elements of a weight that is read from memory rather than from the nearest cache
+_ONEDNN = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
 _MAX_TEMPORARY = 1 << 20  # elements of a product block, so that it stays near the caches
 
 _CONTAINERS = {
@@ -117,6 +120,24 @@ def _sum(x: Tensor, dims: Ints | None, keep_dims: bool) -> Tensor:
 
 def _cumsum(x: Tensor, dim: int) -> Tensor:
     return torch.cumsum(x, dim, dtype=x.dtype)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One row by a large weight is bound by how fast the weight is read. BLAS reads it with one thread and
+    slowly where the processor is not its maker's; oneDNN, which torch has on x86, with all of them."""
+    if (
+        _ONEDNN
+        and weight.numel() >= _LARGE
+        and x.numel() == weight.shape[1]
+        and x.dim() > 1
+        and weight.is_contiguous()
+        and x.is_cpu
+        and x.dtype is torch.float32
+        and not torch.compiler.is_compiling()
+    ):
+        row: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return row
+    return F.linear(x, weight, bias)
 
 
 def _convolve(
@@ -257,7 +278,7 @@ def _half_convolve_transpose(
 WIDE = Numerics(
     wide=True,
     matmul=torch.matmul,
-    linear=F.linear,
+    linear=_linear,
     product=torch.mul,
     sum=_sum,
     cumsum=_cumsum,

@@ -7,6 +7,7 @@ from oracle import assert_same, inferred, normal, ours, rng
 
 from coreproof.errors import UnsupportedOpError
 from coreproof.mil.types import DType
+from coreproof.runtime import numerics
 from coreproof.runtime.numerics import FP16ACC
 
 WEIGHT, BIAS = normal(6, 5, seed=1), normal(6, seed=2)
@@ -18,6 +19,34 @@ WEIGHT, BIAS = normal(6, 5, seed=1), normal(6, seed=2)
 def test_linear(shape: tuple[int, ...], biased: bool, opset: str) -> None:
     arguments = {"x": normal(*shape), "weight": WEIGHT} | ({"bias": BIAS} if biased else {})
     assert_same(ours("linear", opset, **arguments), inferred("linear", opset, **arguments))
+
+
+@pytest.mark.parametrize("shape", [(512,), (1, 512), (1, 1, 512), (1, 0, 512), (3, 512)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_row_by_a_large_weight(shape: tuple[int, ...], biased: bool) -> None:
+    """Another library multiplies one row: the same sums, whether the weight lies in order or not."""
+    weight, bias = normal(1024, 512, seed=1), normal(1024, seed=2)
+    assert weight.size >= numerics._LARGE
+    x = normal(*shape)
+    arguments = {"bias": bias} if biased else {}
+    exact = x.astype(np.float64) @ weight.T + (bias if biased else 0)
+    bound = (
+        5e-7
+        * float(np.linalg.norm(x, axis=-1).max(initial=0.0))
+        * float(np.linalg.norm(weight, axis=1).max())
+    )
+    for laid in (weight, np.asfortranarray(weight)):
+        got = ours("linear", x=x, weight=laid, **arguments)
+        assert (got.shape, got.dtype) == (exact.shape, np.float32)
+        np.testing.assert_allclose(got, exact, rtol=0, atol=bound + 1e-6)
+
+
+def test_nan_and_infinity_come_through_a_row_by_a_large_weight() -> None:
+    weight = normal(1024, 512)
+    weight[3, 4], weight[5, 6] = np.nan, np.inf
+    got = ours("linear", x=normal(1, 512), weight=weight)
+    assert np.flatnonzero(~np.isfinite(got)).tolist() == [3, 5]
+    assert np.isnan(got[0, 3])
 
 
 @pytest.mark.parametrize(
