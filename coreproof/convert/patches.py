@@ -5,7 +5,8 @@ that entered it. Weights keep their true values in every pass. A pass that compu
 the checkpoint's numbers, as it would without this module; what changes is when they are read, how
 much of them at a time, and where results are kept:
 
-- large constants are compared, searched for numbers beyond float16 and cast a piece at a time;
+- large constants are compared, searched for numbers beyond float16 and cast a piece at a time, and those
+  that begin alike are found without a copy of each;
 - what is cast lies in a file, and what the program is to store is held until the package is written;
 - the program is validated when it is whole instead of after each of about a hundred passes, and never
   formatted for debug messages that are off;
@@ -234,6 +235,35 @@ def _get_cast_value(original: Any, conversion: Conversion) -> Any:
     return get_cast_value
 
 
+def _find_constants(original: Any, conversion: Conversion) -> Any:
+    """Constants with those that repeat them. What tells most of them apart is how they begin in C order; the
+    original makes a copy of a transposed constant, out of order and whole, to see that."""
+    owner, _ = _find(_FIND_CONSTANTS)
+    # As the module of the original has it; coremltools is imported late.
+    list_var = original.__globals__["ListVar"]
+
+    def find_constants(blocks: Any) -> dict[Any, list[Any]]:
+        found: dict[Any, list[Any]] = {}
+        alike: dict[tuple[Any, ...], list[Any]] = {}
+        for op in (op for block in blocks for op in block.operations if op.op_type == "const"):
+            var = op.outputs[0]
+            if isinstance(var, list_var) or not owner.should_be_deduplicated(var.val):
+                continue
+            head = np.ascontiguousarray(var.val.flat[: owner.LENGTH_OF_HASHKEY]).tobytes()
+            key = (getattr(op, "weight_key", ...), var.dtype, var.shape, head)
+            others = alike.setdefault(key, [])
+            atol = owner.DTYPE2ATOL.get(var.dtype, 1e-12)
+            same = (o for o in others if np.allclose(var.val, o.val, rtol=0.0, atol=atol))
+            if (first := next(same, None)) is not None:
+                found[first].append(var)
+                continue
+            others.append(var)
+            found[var] = []
+        return found
+
+    return find_constants
+
+
 def _type_value_inference(original: Any, conversion: Conversion) -> Any:
     """Inferring a constant anew ends in comparing its value with itself, and the outcome is not used."""
 
@@ -326,11 +356,13 @@ def _get_type_info(original: Any, conversion: Conversion) -> Any:
 
 _FP16 = "mil.passes.defs.quantization:FP16ComputePrecision"
 _LOWER_GRAPH = "frontend.torch.torchscript_utils:_jit_pass_lower_graph"
+_FIND_CONSTANTS = "mil.passes.defs.cleanup.const_deduplication:const_deduplication.find_constants"
 _PATCHES = (
     _Patch("frontend.torch.torchscript_utils:torch", "fc1354dccdeb792d", _torch, read=_LOWER_GRAPH),
     _Patch(f"{_FP16}.fp16_overflow", "16442a50be56e0f9", _fp16_overflow),
     _Patch(f"{_FP16}._check_underflow_to_zero", "ca65abdf8aafa58d", _check_underflow_to_zero),
     _Patch("mil.ops.defs.iOS15.elementwise_unary:cast.get_cast_value", "349994c9a45ae8e0", _get_cast_value),
+    _Patch(_FIND_CONSTANTS, "103228f30c480990", _find_constants),
     _Patch("mil.operation:Operation.type_value_inference", "14f8fdda0e010451", _type_value_inference),
     _Patch("backend.mil.helper:_get_offset_by_writing_data", "5759e5ade997accd", _get_offset_by_writing_data),
     _Patch(

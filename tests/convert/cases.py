@@ -212,6 +212,13 @@ CASES: Mapping[str, Case] = {
         a=np.zeros((32, 24), np.float32),
         b=np.concatenate([np.zeros((31, 24), np.float32), drawn(1, 24)]),
     ),
+    "alike and transposed": graph(
+        lambda g, x: F.linear(x, g.a.t()) * F.linear(x, g.b.t()) + F.linear(x, g.c.t()) * F.linear(x, g.d.t()),
+        a=np.ones((24, 32), np.float32),
+        b=np.concatenate([np.ones((23, 32), np.float32), drawn(1, 32)]),
+        c=np.ones((24, 32), np.float32),
+        d=drawn(24, 32, seed=1),
+    ),
     "too large for fp16": graph(lambda g, x: F.linear(x, g.weight).relu(), weight=LOUD),
     "infinite": graph(lambda g, x: F.linear(x, g.weight).clamp(-1, 1), weight=ENDLESS),
     "vanishing": graph(lambda g, x: F.linear(x, g.weight), weight=TINY),
