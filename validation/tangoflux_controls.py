@@ -91,6 +91,18 @@ def _all_fp16(stage: Stage, _: Checkpoint) -> Stage:
     return replace(stage, precision=Precision("fp16"))
 
 
+def _stream_fp16(stage: Stage, _: Checkpoint) -> Stage:
+    """The norms still compute in fp32, but what they are given has become infinite. (With all in fp16 it has
+    not: squares overflow first, and a norm of anything is then zero.)"""
+    keep = stage.precision.keep_fp32
+    assert keep is not None
+
+    def keeps(op: Any) -> bool:
+        return keep(op) and not (op.op_type == "add" and op.x.val is None and op.y.val is None)
+
+    return replace(stage, precision=Precision("fp16", keeps, "all but the stream's sums"))
+
+
 def _no_position_bias(module: Any) -> None:
     module.position_bias = type(module.position_bias)(module.position_bias * 0.0, requires_grad=False)
 
@@ -139,6 +151,7 @@ CONTROLS = (
     _stage("mask_dropped", "padding of the text is attended", _fed(lambda *x: (*x[:-1], x[-1] * 0.0))),
     Control("timestep_fp16", "the angles of timesteps and positions are formed in fp16", stage=_all_fp16),
     Control("all_fp16", "no op is left in fp32", stage=_all_fp16),
+    Control("stream_fp16", "T5's stream is summed in fp16", stage=_stream_fp16),
     _stage("no_position_bias", "T5 without its relative positions", _no_position_bias),
     _stage("padding_seen", "padding of the prompt counts as text", _fed(_unmasked)),
     _stage("cosine_first", "the duration's cosines come before its sines", _cosine_first),

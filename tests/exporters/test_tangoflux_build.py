@@ -148,6 +148,11 @@ def test_export_is_deterministic(tangoflux_folder: Path, tangoflux_build: Path, 
                 "timestep_fp16",
             },
         ),
+        (
+            "fp16",
+            "text_encoder",
+            {"nan_weight", "all_fp16", "stream_fp16", "no_position_bias", "padding_seen"},
+        ),
         ("fp32", "conditioning", {"padding_seen", "cosine_first", "nan_weight"}),
     ],
 )
