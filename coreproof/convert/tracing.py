@@ -73,7 +73,8 @@ def _without_data(module: nn.Module, examples: tuple[Tensor, ...], states: set[s
     with _without_compiler():
         with _Wary():
             module(*inputs)
-        traced = torch.jit.trace(module, inputs, check_trace=False)
+        with _recorded_convolutions():
+            traced = torch.jit.trace(module, inputs, check_trace=False)
     for (place, name, value), version in zip(owned, versions, strict=True):
         full = f"{place}.{name}" if place else name
         if bare[id(value)]._version != version and full not in states:
@@ -104,6 +105,51 @@ class _Wary(TorchFunctionMode):
         if function in _TELLTALES:
             raise _NeedsData("it asks for a tensor's device")
         return function(*args, **(kwargs or {}))
+
+
+# benchmark, deterministic, enabled and allow_tf32 of cuDNN, as a trace has them
+_CUDNN = (False, False, True, True)
+
+
+def _convolve(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """In place of the ``_conv_forward`` of torch's convolutions."""
+    axes = len(self.kernel_size)
+    if isinstance(self.padding, str) or self.padding_mode != "zeros" or input.dim() != axes + 2:
+        raise _NeedsData("a convolution without a batch, or that pads by a rule, is several ops")
+    how = (self.stride, self.padding, self.dilation, False, (0,) * axes, self.groups)
+    return torch._convolution(input, weight, bias, *how, *_CUDNN)
+
+
+def _convolve_transposed(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+    """In place of the ``forward`` of torch's transposed convolutions."""
+    if output_size is not None or input.dim() != len(self.kernel_size) + 2:
+        raise _NeedsData("a transposed convolution of a given size, or without a batch, is several ops")
+    how = (self.stride, self.padding, self.dilation, True, self.output_padding, self.groups)
+    return torch._convolution(input, self.weight, self.bias, *how, *_CUDNN)
+
+
+_CONVOLUTIONS = [
+    *((kind, "_conv_forward", _convolve) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)),
+    *(
+        (kind, "forward", _convolve_transposed)
+        for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    ),
+]
+
+
+@contextmanager
+def _recorded_convolutions() -> Iterator[None]:
+    """Convolutions call what a trace has of them, ``aten::_convolution``. With data torch gets there by itself;
+    without, it takes another way, of which a trace sees nothing. A trace names values as the innermost
+    function does, so the arguments are called what torch calls them."""
+    kept = [(kind, name, getattr(kind, name)) for kind, name, _ in _CONVOLUTIONS]
+    for kind, name, recorded in _CONVOLUTIONS:
+        setattr(kind, name, recorded)
+    try:
+        yield
+    finally:
+        for kind, name, function in kept:
+            setattr(kind, name, function)
 
 
 @contextmanager

@@ -231,6 +231,13 @@ CASES: Mapping[str, Case] = {
         weight=drawn(6, 3, 3, 3), bias=drawn(6), scale=drawn(1, 6, 1, 1, seed=1), shift=drawn(1, 6, 1, 1, seed=2),
     ),
     "upsampled": filled(lambda: nn.ConvTranspose1d(8, 4, 6, 3, 1), (1, 8, 10)),
+    "in groups": filled(lambda: nn.Conv2d(4, 6, (3, 1), (2, 1), (1, 0), (2, 1), 2, bias=False), (1, 4, 9, 5)),
+    "upsampled in groups": filled(lambda: nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, 2, bias=False), (1, 4, 5, 4)),
+    "padded by a rule": filled(
+        lambda: nn.Sequential(nn.Conv1d(4, 4, 3, padding="same"), nn.Conv1d(4, 2, 3, 1, 1, padding_mode="reflect")),
+        (1, 4, 9),
+    ),
+    "without a batch": filled(lambda: nn.Conv1d(4, 6, 3), (4, 9)),
     "weight norm": filled(lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 16, 3)), (1, 8, 20)),
     "attention": graph(attended, (1, 6, 24), fused=drawn(72, 24), bias=drawn(72)),
     "lstm": filled(lambda: First(nn.LSTM(24, 16, 2, bidirectional=True, batch_first=True)), (1, 6, 24)),

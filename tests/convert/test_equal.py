@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cases import CASES, Case, drawn, graph
 from plain import plain_package
 from support import Made, digests
 from torch import nn
 
 from coreproof import catalog
-from coreproof.convert import large, patches
+from coreproof.convert import large, patches, tracing
 from coreproof.convert.convert import convert_stage
 from coreproof.convert.recipe import Precision
 from coreproof.errors import ConversionError
@@ -47,6 +48,17 @@ def both(case: Case, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
 def test_the_same_bytes_as_plain_conversion(name: str, tmp_path: Path) -> None:
     plain, lean = both(CASES[name], tmp_path)
     assert lean == plain
+
+
+@pytest.mark.parametrize(
+    "name", ["kept", "convolved", "in groups", "upsampled", "upsampled in groups", "weight norm"]
+)
+def test_nothing_is_computed_to_trace_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first trace, on shapes alone, is the one taken; convolutions too."""
+    traces, taken = [], torch.jit.trace
+    monkeypatch.setattr(torch.jit, "trace", lambda *a, **k: traces.append(a[1]) or taken(*a, **k))
+    tracing.trace(CASES[name].stage(), CASES[name].checkpoint(tmp_path))
+    assert [[x.device.type for x in given] for given in traces] == [["meta"]]
 
 
 @pytest.mark.parametrize("compute", ["fp16", "fp32"])
