@@ -71,6 +71,7 @@ def synth(
     """Write a synthetic checkpoint with the published file names, keys and shapes."""
     from coreproof import catalog
     from coreproof.atomic import atomic_directory
+    from coreproof.convert.synthetic import NOTE
     from coreproof.errors import UsageError
 
     parts = catalog.find(model)
@@ -80,7 +81,7 @@ def synth(
     folder = output or Path("checkpoints") / f"{parts.name}-{size_}-{seed}"
     with (
         progress() as report,
-        atomic_directory(folder, replace=lambda old: (old / "synth.json").is_file()) as temporary,
+        atomic_directory(folder, replace=lambda old: (old / NOTE).is_file()) as temporary,
     ):
         report(f"{parts.name}: drawing weights", 0, 1)
         parts.recipe().synth(temporary, size_, seed)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from coreproof.convert.checkpoint import Checkpoint, FileDigest, Origin
+from coreproof.convert.checkpoint import Checkpoint, Origin, digest, json_object, some
 from coreproof.convert.mapped import is_finite, read_safetensors
 from coreproof.convert.recipe import Published
+from coreproof.convert.synthetic import read_seed
 from coreproof.errors import CheckpointError
 
 SEQUENCE_LENGTH = 128  # the published tokenizer.json truncates and pads to it
@@ -28,8 +27,6 @@ PUBLISHED = Published(
     licence="Apache-2.0",
 )
 
-SYNTH_FILE = "synth.json"
-SYNTH_SCHEMA = "coreproof.synth/1"
 
 POSITION_TABLE = "embeddings.position_table"
 WORDS = "embeddings.word_embeddings.weight"
@@ -42,7 +39,6 @@ UNUSED = {
     "pooler.dense.weight": "BERT's pooler; the sentence embedding is the mean over tokens",
 }
 
-_JSON_LIMIT = 64 << 20  # bytes; the published tokenizer.json has 0.5 MB
 _DIMENSIONS = {  # config key: least and greatest value that is believed
     "vocab_size": (1, 1 << 20),
     "hidden_size": (1, 1 << 14),
@@ -78,7 +74,7 @@ def load(path: Path) -> Checkpoint:
     config = _config(folder / "config.json")
     raw, unused = _weights(folder / "model.safetensors", shapes(config))
     _check_tokenizer(folder / "tokenizer.json", config["vocab_size"])
-    files = tuple(_digest(folder, name) for name in sorted(PUBLISHED.files))
+    files = tuple(digest(folder / name) for name in sorted(PUBLISHED.files))
     published = all(file.sha256 == PUBLISHED.files[file.path] for file in files)
     tensors, origins = _named(raw)
     return Checkpoint(
@@ -88,7 +84,7 @@ def load(path: Path) -> Checkpoint:
         origins=origins,
         unused=unused,
         published=published,
-        seed=None if published else _seed(folder / SYNTH_FILE),
+        seed=None if published else read_seed(folder, "minilm"),
     )
 
 
@@ -129,26 +125,8 @@ def _folder(path: Path) -> Path:
     return folder
 
 
-def _digest(folder: Path, name: str) -> FileDigest:
-    with (folder / name).open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256")
-        return FileDigest(name, stream.tell(), digest.hexdigest())
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _JSON_LIMIT:
-        raise CheckpointError(f"{path}: {path.stat().st_size} bytes; expected at most {_JSON_LIMIT}")
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
-
-
 def _config(path: Path) -> dict[str, Any]:
-    found = _json_object(path)
+    found = json_object(path)
     for key, value in _REQUIRED.items():
         if found.get(key, value if key in _MAY_BE_ABSENT else None) != value:
             raise CheckpointError(f"{path}: {key} is {found.get(key)!r}; this recipe reads only {value!r}")
@@ -175,16 +153,16 @@ def _weights(
     _check_types(path, tensors, expected)
     bad = [key for key, tensor in tensors.items() if not is_finite(tensor)]
     if bad:
-        raise CheckpointError(f"{path}: NaN or infinity in {_some(bad)}; every weight must be finite")
+        raise CheckpointError(f"{path}: NaN or infinity in {some(bad)}; every weight must be finite")
     return tensors, {key: reason for key, reason in UNUSED.items() if key in found}
 
 
 def _check_keys(path: Path, found: set[str], expected: set[str]) -> None:
     problems = []
     if missing := expected - found:
-        problems.append(f"missing {_some(missing)}")
+        problems.append(f"missing {some(missing)}")
     if extra := found - expected - set(UNUSED):
-        problems.append(f"unknown {_some(extra)}")
+        problems.append(f"unknown {some(extra)}")
     if problems:
         raise CheckpointError(
             f"{path}: {'; '.join(problems)}; expected the {len(expected)} keys of a BertModel"
@@ -200,20 +178,13 @@ def _check_types(
         if tensor.dtype != np.float32 or tensor.shape != expected[key]
     ]
     if wrong:
-        raise CheckpointError(f"{path}: not as config.json asks: {_some(wrong)}")
-
-
-def _some(items: Iterable[str], shown: int = 3) -> str:
-    """The first few of ``items`` in order, and how many more there are."""
-    ordered = sorted(items)
-    rest = len(ordered) - shown
-    return ", ".join(ordered[:shown]) + (f" and {rest} more" if rest > 0 else "")
+        raise CheckpointError(f"{path}: not as config.json asks: {some(wrong)}")
 
 
 def _check_tokenizer(path: Path, vocab_size: int) -> None:
     from tokenizers import Tokenizer  # here, so that who needs no tokenizer does not load the library
 
-    _json_object(path)
+    json_object(path)
     try:
         vocabulary = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises bare Exception
@@ -237,14 +208,3 @@ def _named(raw: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[s
         f"rows 0..{SEQUENCE_LENGTH - 1} of the first key plus row 0 of the second, in float64, rounded once",
     )
     return tensors, origins
-
-
-def _seed(path: Path) -> int | None:
-    """The seed that ``coreproof synth`` noted, None where there is no note."""
-    if not path.is_file():
-        return None
-    note = _json_object(path)
-    seed = note.get("seed")
-    if note.get("schema") != SYNTH_SCHEMA or note.get("model") != "minilm" or type(seed) is not int:
-        raise CheckpointError(f"{path}: expected schema {SYNTH_SCHEMA!r}, model 'minilm' and an integer seed")
-    return seed

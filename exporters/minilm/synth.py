@@ -7,7 +7,6 @@ times a factor: no transcendental function, so the same seed gives the same byte
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -18,8 +17,8 @@ from string import ascii_lowercase, digits, punctuation
 import numpy as np
 from safetensors.numpy import save
 
-from coreproof.errors import UsageError
-from coreproof_exporters.minilm.checkpoint import SEQUENCE_LENGTH, SYNTH_FILE, SYNTH_SCHEMA, shapes
+from coreproof.convert.synthetic import check_request, write_json, write_note
+from coreproof_exporters.minilm.checkpoint import SEQUENCE_LENGTH, shapes
 
 SIZES = {
     "full": {
@@ -98,18 +97,14 @@ def synth(folder: Path, size: str, seed: int) -> None:
 
     Raises UsageError for another size or seed.
     """
-    if size not in SIZES:
-        raise UsageError(f"size {size!r} does not exist; choose {' or '.join(SIZES)}")
-    if seed < 0:
-        raise UsageError(f"seed {seed} is negative; choose 0 or more")
+    check_request(size, SIZES, seed)
     config = SIZES[size]
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", {**_ARCHITECTURE, **config})
-    _write_json(folder / "tokenizer.json", _tokenizer(config["vocab_size"]))
+    write_json(folder / "config.json", {**_ARCHITECTURE, **config})
+    write_json(folder / "tokenizer.json", _tokenizer(config["vocab_size"]))
     weights = save(_tensors(config, seed), metadata={"format": "pt"})
     (folder / "model.safetensors").write_bytes(weights)
-    note = {"schema": SYNTH_SCHEMA, "model": "minilm", "size": size, "seed": seed}
-    _write_json(folder / SYNTH_FILE, note)
+    write_note(folder, "minilm", size, seed)
 
 
 def _tensors(config: dict[str, int], seed: int) -> dict[str, np.ndarray]:
@@ -185,7 +180,3 @@ def _vocabulary() -> Iterator[str]:
         chain.from_iterable((letter, f"##{letter}") for letter in letters),
         chain.from_iterable((piece, f"##{piece}") for piece in pieces),
     )
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", newline="\n")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from coreproof.convert.checkpoint import Checkpoint, FileDigest
+from coreproof.convert.checkpoint import Checkpoint, digest, some
 from coreproof.convert.mapped import is_finite
+from coreproof.convert.synthetic import read_seed
 from coreproof.errors import CheckpointError
 from coreproof_exporters.mrt2.architecture import (
     QUANTIZER,
@@ -33,8 +31,6 @@ ENCODER_FILE = "encoder.safetensors"  # the codec's analysis encoder, published 
 # As reported by those who published conversions of it; the file itself needs a licence to be accepted.
 PUBLISHED_SHA256 = "5dd1cbc7c606c512c21de0bcb04d4818bf0a3b873d7cbb9d1556d67d3b034de3"
 
-SYNTH_FILE = "synth.json"
-SYNTH_SCHEMA = "coreproof.synth/1"
 
 UNUSED = {
     "params/soundstream/encoder/*": "the codec's analysis encoder; generation only decodes",
@@ -44,7 +40,6 @@ _COMBINED = {
     "query_key_value_projection": ("query_projection", "key_projection", "value_projection"),
     "key_value_projection": ("key_projection", "value_projection"),
 }
-_NOTE_LIMIT = 1 << 16  # bytes; the note of coreproof synth has 100
 _HEADER_LENGTH = 8  # bytes; safetensors starts with the length of its JSON header
 
 
@@ -66,14 +61,14 @@ def load(path: Path) -> Checkpoint:
     arrays = _mapped(file)
     config = _config(file, arrays)
     stored, unused = _stored(file, arrays, shapes(config))
-    files = [_digest(file, FILE)]
+    files = [digest(file)]
     # No published sha256 of the encoder is known, so with one the checkpoint is not known to be published.
     published = files[0].sha256 == PUBLISHED_SHA256
     encoder = file.with_name(ENCODER_FILE)
     if encoder.is_file():
         found, _ = _stored(encoder, _mapped(encoder), analysis_shapes(config))
         stored |= found
-        files.insert(0, _digest(encoder, ENCODER_FILE))
+        files.insert(0, digest(encoder))
         published = False
     tensors, origins = named(stored, config)
     levels, quantizers = config["levels"], config["quantizers"]
@@ -84,7 +79,7 @@ def load(path: Path) -> Checkpoint:
         origins=origins,
         unused=unused | {f"{QUANTIZER}[{levels}:{quantizers}]": f"the model generates {levels} levels"},
         published=published,
-        seed=None if published else _seed(file.with_name(SYNTH_FILE)),
+        seed=None if published else read_seed(file.parent, "mrt2"),
     )
 
 
@@ -105,7 +100,7 @@ def _mapped(path: Path) -> dict[str, np.ndarray]:
     wrong = [f"{key} ({dtype})" for key, (dtype, _) in found.items() if dtype != "F32"]
     if wrong:
         raise CheckpointError(
-            f"{path}: expected float32 throughout, found {_some(wrong)}; take the file as published, because "
+            f"{path}: expected float32 throughout, found {some(wrong)}; take the file as published, because "
             "weights that were rounded or quantised once give another model"
         )
     data = np.memmap(path, np.uint8, mode="c")
@@ -151,7 +146,7 @@ def _stored(
     _check(path, stored, expected, extra)
     bad = [key for key, found in stored.items() if not is_finite(np.ascontiguousarray(found.array))]
     if bad:
-        raise CheckpointError(f"{path}: NaN or infinity in {_some(bad)}; every weight must be finite")
+        raise CheckpointError(f"{path}: NaN or infinity in {some(bad)}; every weight must be finite")
     return stored, unused
 
 
@@ -168,16 +163,16 @@ def _check(
 ) -> None:
     problems = []
     if missing := expected.keys() - stored.keys():
-        problems.append(f"missing {_some(missing)}")
+        problems.append(f"missing {some(missing)}")
     if extra:
-        problems.append(f"unknown {_some(extra)}")
+        problems.append(f"unknown {some(extra)}")
     wrong = [
         f"{key} {found.array.shape}, expected {expected[key]}{_advice(key, found.array, expected[key])}"
         for key, found in stored.items()
         if found.array.shape != expected[key]
     ]
     if wrong:
-        problems.append(f"of another shape {_some(wrong)}")
+        problems.append(f"of another shape {some(wrong)}")
     if problems:
         raise CheckpointError(
             f"{path}: {'; '.join(problems)}; expected the {len(expected)} keys of {_published(path)}"
@@ -196,32 +191,5 @@ def _advice(key: str, array: np.ndarray, expected: tuple[int, ...]) -> str:
     )
 
 
-def _some(items: Iterable[str], shown: int = 3) -> str:
-    """The first few of ``items`` in order, and how many more there are."""
-    ordered = sorted(items)
-    rest = len(ordered) - shown
-    return ", ".join(ordered[:shown]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def _published(path: Path) -> str:
     return ENCODER_FILE if path.name == ENCODER_FILE else FILE
-
-
-def _digest(path: Path, name: str) -> FileDigest:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256")
-        return FileDigest(name, stream.tell(), digest.hexdigest())
-
-
-def _seed(path: Path) -> int | None:
-    """The seed that ``coreproof synth`` noted, None where there is no note."""
-    if not path.is_file():
-        return None
-    try:
-        note: Any = json.loads(path.read_bytes()) if path.stat().st_size <= _NOTE_LIMIT else None
-    except (ValueError, RecursionError):
-        note = None
-    seed = note.get("seed") if isinstance(note, dict) else None
-    if type(seed) is not int or note.get("schema") != SYNTH_SCHEMA or note.get("model") != "mrt2":
-        raise CheckpointError(f"{path}: expected schema {SYNTH_SCHEMA!r}, model 'mrt2' and an integer seed")
-    return seed

@@ -9,7 +9,6 @@ gives the same bytes on every CPU.
 
 from __future__ import annotations
 
-import json
 import math
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from coreproof.errors import UsageError
+from coreproof.convert.synthetic import bell, check_request, write_note
 from coreproof_exporters.mrt2.architecture import (
     ANALYSIS,
     QUANTIZER,
@@ -29,7 +28,7 @@ from coreproof_exporters.mrt2.architecture import (
     analysis_shapes,
     shapes,
 )
-from coreproof_exporters.mrt2.checkpoint import ENCODER_FILE, FILE, SYNTH_FILE, SYNTH_SCHEMA
+from coreproof_exporters.mrt2.checkpoint import ENCODER_FILE, FILE
 
 # Key pattern: mean, spread; the first that fits. "kernel" spreads are gains, divided by the square
 # root of the number of inputs that meet in one output.
@@ -84,18 +83,13 @@ def synth(folder: Path, size: str, seed: int) -> None:
 
     Raises UsageError for another size or seed.
     """
-    if size not in SYNTH_SIZES:
-        raise UsageError(f"size {size!r} does not exist; choose {', '.join(SYNTH_SIZES)}")
-    if seed < 0:
-        raise UsageError(f"seed {seed} is negative; choose 0 or more")
+    check_request(size, SYNTH_SIZES, seed)
     folder.mkdir(parents=True, exist_ok=True)
     config = SIZES[size.removesuffix(_ENCODER)]
     save_file(_tensors(config, shapes(config), seed), folder / FILE)
     if size.endswith(_ENCODER):
         save_file(_tensors(config, analysis_shapes(config), seed), folder / ENCODER_FILE)
-    note = {"schema": SYNTH_SCHEMA, "model": "mrt2", "size": size, "seed": seed}
-    text = json.dumps(note, indent=1) + "\n"
-    (folder / SYNTH_FILE).write_text(text, encoding="utf-8", newline="\n")
+    write_note(folder, "mrt2", size, seed)
 
 
 def _tensors(config: Config, table: Shapes, seed: int) -> dict[str, np.ndarray]:
@@ -104,7 +98,7 @@ def _tensors(config: Config, table: Shapes, seed: int) -> dict[str, np.ndarray]:
 
 
 def _draw(generator: np.random.Generator, key: str, shape: tuple[int, ...], config: Config) -> np.ndarray:
-    drawn = _bell(generator, shape)
+    drawn = bell(generator, shape)
     if key == TOKEN_EMBEDDING:
         return _embedding(drawn, config)
     if key == QUANTIZER:
@@ -121,15 +115,6 @@ def _draw(generator: np.random.Generator, key: str, shape: tuple[int, ...], conf
     if key.endswith("post_norm/scale"):
         drawn[shape[0] // 3] = _OUTLIER_SCALE
     return drawn.astype(np.float32)
-
-
-def _bell(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Bell-shaped float64 numbers of deviation 1: sums of four uniform 16-bit integers, centred."""
-    count = math.prod(shape)
-    total = generator.integers(0, 1 << 16, size=(4, count), dtype=np.uint16).sum(axis=0, dtype=np.int32)
-    deviation = math.sqrt(4 / 12) * (1 << 16)
-    values = (total - 2 * ((1 << 16) - 1)) * (1 / deviation)
-    return values.reshape(shape)
 
 
 def _embedding(drawn: np.ndarray, config: Config) -> np.ndarray:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from coreproof.convert.checkpoint import Checkpoint, FileDigest
+from coreproof.convert.checkpoint import Checkpoint, digest, some
+from coreproof.convert.synthetic import read_seed
 from coreproof.errors import CheckpointError
 from coreproof_exporters.styletts2.architecture import HEAD, MEL_BANDS, SIZES, Config
 
 FILE = "epochs_2nd_00020.pth"
 CONFIG = "config.yml"
-SYNTH_FILE = "synth.json"
-SYNTH_SCHEMA = "coreproof.synth/1"
 
 PARTS = (
     "bert",
@@ -38,7 +35,6 @@ _IDS_REASON = "the positions 0 to 511, which older versions of transformers stor
 
 _WRAPPER = "module."
 _CONFIG_LIMIT = 1 << 20  # bytes; the published config.yml has 2,000
-_NOTE_LIMIT = 1 << 16
 
 
 def load(path: Path) -> Checkpoint:
@@ -67,12 +63,12 @@ def load(path: Path) -> Checkpoint:
     _check(file, arrays, expected)
     tensors, origins = named(arrays, config)
     return Checkpoint(
-        files=tuple(_digest(f) for f in sorted((file, file.with_name(CONFIG)), key=lambda f: f.name)),
+        files=tuple(digest(f) for f in sorted((file, file.with_name(CONFIG)), key=lambda f: f.name)),
         config=config,
         tensors=tensors,
         origins=origins,
         unused=unused,
-        seed=_seed(file.with_name(SYNTH_FILE)),
+        seed=read_seed(file.parent, "styletts2"),
     )
 
 
@@ -100,7 +96,7 @@ def _arrays(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if missing := [part for part in PARTS if part not in net]:
         raise CheckpointError(f"{file}: net has no {', '.join(missing)}; expected {', '.join(PARTS)}")
     if unknown := sorted(net.keys() - {*PARTS, *TRAINING}):
-        raise CheckpointError(f"{file}: net has unknown parts {_some(unknown)}")
+        raise CheckpointError(f"{file}: net has unknown parts {some(unknown)}")
     arrays = {}
     for part in PARTS:
         state = net[part]
@@ -247,7 +243,7 @@ def _drop_copy(file: Path, arrays: dict[str, np.ndarray]) -> dict[str, str]:
     if not copies:
         return {}
     if missing := [n for n in arrays if n.startswith(f"{DENOISER}.") and n not in copies.values()]:
-        raise CheckpointError(f"{file}: {_some(missing)} under one of the denoiser's two names only")
+        raise CheckpointError(f"{file}: {some(missing)} under one of the denoiser's two names only")
     return {f"{DENOISER_AGAIN}.*": _COPY_REASON}
 
 
@@ -270,48 +266,19 @@ def _drop_known(arrays: dict[str, np.ndarray], expected: Mapping[str, tuple[int,
 def _check(file: Path, arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> None:
     problems = []
     if missing := expected.keys() - arrays.keys():
-        problems.append(f"missing {_some(missing)}")
+        problems.append(f"missing {some(missing)}")
     if extra := arrays.keys() - expected.keys():
-        problems.append(f"unknown {_some(extra)}")
+        problems.append(f"unknown {some(extra)}")
     wrong = [
         f"{name} {array.shape}, expected {expected[name]}"
         for name, array in arrays.items()
         if name in expected and array.shape != expected[name]
     ]
     if wrong:
-        problems.append(f"of another shape {_some(wrong)}")
+        problems.append(f"of another shape {some(wrong)}")
     if problems:
         raise CheckpointError(f"{file}: {'; '.join(problems)}; expected the {len(expected)} keys of {FILE}")
     # A sum is finite only if every term is, and needs no temporary of the tensor's size.
     bad = [name for name, array in arrays.items() if not np.isfinite(array.sum(dtype=np.float64))]
     if bad:
-        raise CheckpointError(f"{file}: NaN or infinity in {_some(bad)}; every weight must be finite")
-
-
-def _some(items: Iterable[str], shown: int = 3) -> str:
-    """The first few of ``items`` in order, and how many more there are."""
-    ordered = sorted(items)
-    rest = len(ordered) - shown
-    return ", ".join(ordered[:shown]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _digest(path: Path) -> FileDigest:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256")
-        return FileDigest(path.name, stream.tell(), digest.hexdigest())
-
-
-def _seed(path: Path) -> int | None:
-    """The seed that ``coreproof synth`` noted, None where there is no note."""
-    if not path.is_file():
-        return None
-    try:
-        note: Any = json.loads(path.read_bytes()) if path.stat().st_size <= _NOTE_LIMIT else None
-    except (ValueError, RecursionError):
-        note = None
-    seed = note.get("seed") if isinstance(note, dict) else None
-    if type(seed) is not int or note.get("schema") != SYNTH_SCHEMA or note.get("model") != "styletts2":
-        raise CheckpointError(
-            f"{path}: expected schema {SYNTH_SCHEMA!r}, model 'styletts2' and an integer seed"
-        )
-    return seed
+        raise CheckpointError(f"{file}: NaN or infinity in {some(bad)}; every weight must be finite")

@@ -9,7 +9,6 @@ computed with a matrix product: the same seed gives the same bytes on every CPU.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -17,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from coreproof.errors import UsageError
+from coreproof.convert.synthetic import bell, check_request, write_note
 from coreproof_exporters.styletts2.architecture import HEAD, SIZES, Config
-from coreproof_exporters.styletts2.checkpoint import CONFIG, FILE, PARTS, SYNTH_FILE, SYNTH_SCHEMA
+from coreproof_exporters.styletts2.checkpoint import CONFIG, FILE, PARTS
 
 # Key pattern: mean, spread; the first that fits. The spread of what ends in "*" below is a gain, divided
 # by the square root of the number of inputs that meet in one output.
@@ -90,15 +89,11 @@ def synth(folder: Path, size: str, seed: int) -> None:
 
     Raises UsageError for another size or seed.
     """
-    if size not in SIZES:
-        raise UsageError(f"size {size!r} does not exist; choose {' or '.join(SIZES)}")
-    if seed < 0:
-        raise UsageError(f"seed {seed} is negative; choose 0 or more")
+    check_request(size, SIZES, seed)
     folder.mkdir(parents=True, exist_ok=True)
     _save(_tensors(size, seed), folder / FILE)
     (folder / CONFIG).write_text(_config_text(SIZES[size]), encoding="utf-8", newline="\n")
-    note = {"schema": SYNTH_SCHEMA, "model": "styletts2", "size": size, "seed": seed}
-    (folder / SYNTH_FILE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8", newline="\n")
+    write_note(folder, "styletts2", size, seed)
 
 
 def _save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
@@ -136,7 +131,7 @@ def _tensors(size: str, seed: int) -> dict[str, np.ndarray]:
 
 
 def _draw(generator: np.random.Generator, key: str, shape: tuple[int, ...]) -> np.ndarray:
-    drawn = _bell(generator, shape)
+    drawn = bell(generator, shape)
     for pattern, (mean, spread) in _STATISTICS.items():
         if fnmatchcase(key, pattern):
             return drawn * spread + mean
@@ -144,14 +139,6 @@ def _draw(generator: np.random.Generator, key: str, shape: tuple[int, ...]) -> n
         return drawn  # see _spectral
     gain = next(gain for pattern, gain in _GAINS.items() if fnmatchcase(key, pattern))
     return drawn * (gain / math.sqrt(math.prod(shape[1:])))
-
-
-def _bell(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Bell-shaped float64 numbers of deviation 1: sums of four uniform 16-bit integers, centred."""
-    total = generator.integers(0, 1 << 16, size=(4, math.prod(shape)), dtype=np.uint16)
-    summed = total.sum(axis=0, dtype=np.int32)
-    values: np.ndarray = (summed - 2 * ((1 << 16) - 1)) * (1 / (math.sqrt(4 / 12) * (1 << 16)))
-    return values.reshape(shape)
 
 
 def _spectral(drawn: dict[str, np.ndarray], place: str) -> None:

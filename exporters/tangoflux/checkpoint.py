@@ -6,10 +6,8 @@ is that of ``google/flan-t5-large``, which the snapshot names and does not hold.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from coreproof.convert.checkpoint import Checkpoint, FileDigest
+from coreproof.convert.checkpoint import Checkpoint, digest, json_object, some
 from coreproof.convert.mapped import is_finite, read_safetensors
+from coreproof.convert.synthetic import read_seed
 from coreproof.errors import CheckpointError
 from coreproof_exporters.tangoflux.architecture import (
     BIAS_TABLE,
@@ -43,11 +42,8 @@ FILES = {
     TOKENIZER: "google/flan-t5-large",
     VAE: "declare-lab/TangoFlux",
 }
-SYNTH_FILE = "synth.json"
-SYNTH_SCHEMA = "coreproof.synth/1"
 PAD, END, UNKNOWN = 0, 1, 2  # T5's special ids
 
-_JSON_LIMIT = 64 << 20  # bytes; flan-t5-large's tokenizer.json has 2.4 MB
 # config.json key: our name, upstream's default, least and greatest value that is believed.
 _DIMENSIONS = {
     "num_layers": ("joint_layers", 6, 0, 256),
@@ -75,7 +71,7 @@ def load(path: Path) -> Checkpoint:
     """
     folder = _folder(path)
     with ThreadPoolExecutor() as pool:  # hashing gigabytes takes as long as all else here
-        digests = pool.map(lambda name: _digest(folder, name), sorted(FILES))
+        digests = pool.map(lambda name: digest(folder / name), sorted(FILES))
         found, vae = read_safetensors(folder / WEIGHTS), read_safetensors(folder / VAE)
         config = _config(folder, found, vae)
         stored, unused = _stored(folder, found, vae, config)
@@ -88,21 +84,8 @@ def load(path: Path) -> Checkpoint:
         tensors=tensors,
         origins=origins,
         unused=unused,
-        seed=_seed(folder / SYNTH_FILE),
+        seed=read_seed(folder, "tangoflux"),
     )
-
-
-def json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in the file ``path``. Raises CheckpointError."""
-    if path.stat().st_size > _JSON_LIMIT:
-        raise CheckpointError(f"{path}: {path.stat().st_size} bytes; expected at most {_JSON_LIMIT}")
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def _folder(path: Path) -> Path:
@@ -113,12 +96,6 @@ def _folder(path: Path) -> Path:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name} is missing; put the file of {repository} there")
     return folder
-
-
-def _digest(folder: Path, name: str) -> FileDigest:
-    with (folder / name).open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256")
-        return FileDigest(name, stream.tell(), digest.hexdigest())
 
 
 def _config(folder: Path, found: Mapping[str, np.ndarray], vae: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -214,9 +191,9 @@ def _checked(
 ) -> dict[str, np.ndarray]:
     problems = []
     if missing := expected.keys() - found.keys():
-        problems.append(f"missing {_some(missing)}")
+        problems.append(f"missing {some(missing)}")
     if extra := found.keys() - expected.keys():
-        problems.append(f"unknown {_some(extra)}")
+        problems.append(f"unknown {some(extra)}")
     if problems:
         raise CheckpointError(
             f"{path}: {'; '.join(problems)}; expected the {len(expected)} keys of {FILES[path.name]}"
@@ -227,17 +204,10 @@ def _checked(
         if found[key].dtype != np.float32 or found[key].shape != shape
     ]
     if wrong:
-        raise CheckpointError(f"{path}: not as {CONFIG} and the other keys ask: {_some(wrong)}")
+        raise CheckpointError(f"{path}: not as {CONFIG} and the other keys ask: {some(wrong)}")
     if bad := [key for key in expected if not is_finite(found[key])]:
-        raise CheckpointError(f"{path}: NaN or infinity in {_some(bad)}; every weight must be finite")
+        raise CheckpointError(f"{path}: NaN or infinity in {some(bad)}; every weight must be finite")
     return {key: found[key] for key in expected}
-
-
-def _some(items: Iterable[str], shown: int = 3) -> str:
-    """The first few of ``items`` in order, and how many more there are."""
-    ordered = sorted(items)
-    rest = len(ordered) - shown
-    return ", ".join(ordered[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _check_tokenizer(path: Path, vocabulary: int) -> None:
@@ -259,16 +229,3 @@ def _check_tokenizer(path: Path, vocabulary: int) -> None:
             f"{path}: token id {max(ids.values())} is beyond the {vocabulary} rows of {SHARED}; take both files "
             "of one model"
         )
-
-
-def _seed(path: Path) -> int | None:
-    """The seed that ``coreproof synth`` noted, None where there is no note."""
-    if not path.is_file():
-        return None
-    note = json_object(path)
-    seed = note.get("seed")
-    if note.get("schema") != SYNTH_SCHEMA or note.get("model") != "tangoflux" or type(seed) is not int:
-        raise CheckpointError(
-            f"{path}: expected schema {SYNTH_SCHEMA!r}, model 'tangoflux' and an integer seed"
-        )
-    return seed

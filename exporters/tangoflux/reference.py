@@ -28,10 +28,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from transformers.utils import logging
 
+from coreproof.convert.checkpoint import json_object
 from coreproof.errors import FixtureError
 from coreproof.parity.suite import Reference
 from coreproof_exporters.tangoflux.architecture import AUDIO_CHANNELS, BUCKETS, TEXT_ROWS, TIED, Config
-from coreproof_exporters.tangoflux.checkpoint import CONFIG, TOKENIZER, VAE, WEIGHTS, json_object, load
+from coreproof_exporters.tangoflux.checkpoint import CONFIG, TOKENIZER, VAE, WEIGHTS, load
 
 PROMPTS = ("", "rain with distant thunder", "a dog barks twice while an old tram passes")
 DURATIONS = (10.0, 23.7)  # of the second and the third prompt

@@ -8,7 +8,6 @@ draw times a factor: the same seed gives the same bytes on every CPU.
 
 from __future__ import annotations
 
-import json
 import math
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from coreproof.errors import UsageError
+from coreproof.convert.synthetic import bell, check_request, write_json, write_note
 from coreproof_exporters.tangoflux.architecture import (
     AUDIO_CHANNELS,
     SIZES,
@@ -30,7 +29,7 @@ from coreproof_exporters.tangoflux.architecture import (
     units,
     vae_shapes,
 )
-from coreproof_exporters.tangoflux.checkpoint import CONFIG, SYNTH_FILE, SYNTH_SCHEMA, TOKENIZER, VAE, WEIGHTS
+from coreproof_exporters.tangoflux.checkpoint import CONFIG, TOKENIZER, VAE, WEIGHTS
 from coreproof_exporters.tangoflux.tokenizer import stand_in
 
 _STREAM = 3000.0  # T5's stream has any size; this one makes fp16 overflow
@@ -71,20 +70,15 @@ def synth(folder: Path, size: str, seed: int) -> None:
 
     Raises UsageError for another size or seed.
     """
-    if size not in SIZES:
-        raise UsageError(f"size {size!r} does not exist; choose {' or '.join(SIZES)}")
-    if seed < 0:
-        raise UsageError(f"seed {seed} is negative; choose 0 or more")
+    check_request(size, SIZES, seed)
     config = SIZES[size]
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.Generator(np.random.PCG64(seed))
     save_file(_drawn(generator, tangoflux_shapes(config)), folder / WEIGHTS)
     save_file(_drawn(generator, vae_shapes(config) | _encoder_shapes(config)), folder / VAE)
-    _write_json(folder / CONFIG, _config(config))
-    _write_json(folder / TOKENIZER, stand_in(config["vocabulary"]))
-    _write_json(
-        folder / SYNTH_FILE, {"schema": SYNTH_SCHEMA, "model": "tangoflux", "size": size, "seed": seed}
-    )
+    write_json(folder / CONFIG, _config(config))
+    write_json(folder / TOKENIZER, stand_in(config["vocabulary"]))
+    write_note(folder, "tangoflux", size, seed)
 
 
 def _config(config: Config) -> dict[str, object]:
@@ -122,7 +116,7 @@ def _drawn(generator: np.random.Generator, table: Shapes) -> dict[str, np.ndarra
 
 
 def _draw(generator: np.random.Generator, key: str, shape: tuple[int, ...]) -> np.ndarray:
-    drawn = _bell(generator, shape)
+    drawn = bell(generator, shape)
     if key.endswith("weight_g"):
         mean = next(v for p, v in _GAINS.items() if fnmatchcase(key.removesuffix(".weight_g"), p))
         return (mean * (1.0 + 0.1 * drawn)).astype(np.float32)
@@ -132,16 +126,3 @@ def _draw(generator: np.random.Generator, key: str, shape: tuple[int, ...]) -> n
     drawn *= spread
     drawn += mean
     return drawn.astype(np.float32)
-
-
-def _bell(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Bell-shaped float64 numbers of deviation 1: sums of four uniform 16-bit integers, centred."""
-    count = math.prod(shape)
-    total = generator.integers(0, 1 << 16, size=(4, count), dtype=np.uint16).sum(axis=0, dtype=np.int32)
-    deviation = math.sqrt(4 / 12) * (1 << 16)
-    values = (total - 2 * ((1 << 16) - 1)) * (1 / deviation)
-    return values.reshape(shape)
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", newline="\n")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from coreproof.convert.synthetic import NOTE
 from coreproof.errors import CheckpointError, UsageError
 from coreproof_exporters.mrt2 import architecture, checkpoint, synth
 
@@ -159,11 +160,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         checkpoint.load(tmp_path)
 
 
-@pytest.mark.parametrize("note", ["{", "[]", json.dumps({"schema": "coreproof.synth/1", "model": "mrt2"})])
-def test_another_note_is_refused(made: Path, tmp_path: Path, note: str) -> None:
+@pytest.mark.parametrize(
+    ("note", "reason"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "expected a JSON object"),
+        (json.dumps({"schema": "coreproof.synth/1", "model": "mrt2"}), "model 'mrt2' and an integer seed"),
+    ],
+)
+def test_another_note_is_refused(made: Path, tmp_path: Path, note: str, reason: str) -> None:
     changed(made, tmp_path, lambda tensors: None)
-    (tmp_path / checkpoint.SYNTH_FILE).write_text(note)
-    with pytest.raises(CheckpointError, match="model 'mrt2' and an integer seed"):
+    (tmp_path / NOTE).write_text(note)
+    with pytest.raises(CheckpointError, match=reason):
         checkpoint.load(tmp_path)
 
 

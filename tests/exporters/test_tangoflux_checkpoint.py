@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
+from coreproof.convert.synthetic import NOTE
 from coreproof.errors import CheckpointError, UsageError
 from coreproof_exporters.tangoflux import checkpoint as reader
 from coreproof_exporters.tangoflux import synth
@@ -31,7 +32,7 @@ from coreproof_exporters.tangoflux.tokenizer import stand_in
 @pytest.fixture
 def own(tangoflux_folder: Path, tmp_path: Path) -> Path:
     """A copy of the small snapshot to change."""
-    for name in (*reader.FILES, reader.SYNTH_FILE):
+    for name in (*reader.FILES, NOTE):
         shutil.copy(tangoflux_folder / name, tmp_path / name)
     return tmp_path
 
