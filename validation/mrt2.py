@@ -54,7 +54,7 @@ def cases(arrays: Arrays) -> Iterable[Case]:
 
 def _conditioning(arrays: Arrays) -> Iterator[Case]:
     for index, (tokens, encoded) in enumerate(
-        zip(arrays["conditioning_tokens"], arrays["source_encoded"], strict=True)
+        zip(arrays["conditioning_tokens"], arrays["source_encoded_float64"], strict=True)
     ):
         step = {"conditioning_tokens": tokens[np.newaxis]}
         yield Case(

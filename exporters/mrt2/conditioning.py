@@ -3,6 +3,8 @@
 Follows ``magenta_rt.jax.model`` of magenta-rt 2.0.3 (``depthformer_config``, the pretrained MusicCoCa
 branch and ``MultiChannelEmbedding``), index arithmetic included: the shift by 7 applies to the guidance
 channels too, which have no dropout token, so their top bin reads one row past their own channel.
+
+The style table is folded with the projection behind it: fewer roundings than the official order has.
 """
 
 from __future__ import annotations
@@ -23,10 +25,9 @@ class ConditioningEncoder(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        levels, source, style = config["levels"], config["source_width"], config["style_width"]
+        levels, source = config["levels"], config["source_width"]
         rows = levels * (config["style_codes"] + TOKEN_SHIFT)
-        self.style = nn.Embedding(rows, style, _weight=torch.empty(rows, style))
-        self.adapter = nn.Linear(style, source, bias=False)
+        self.style = nn.Embedding(rows, source, _weight=torch.empty(rows, source))
         controls = torch.empty(control_rows(), source)
         self.controls = nn.Embedding(control_rows(), source, _weight=controls)
         self.norm = nn.LayerNorm(source, NORM_EPS)
@@ -43,6 +44,6 @@ class ConditioningEncoder(nn.Module):
 
     def forward(self, conditioning_tokens: Tensor) -> Tensor:
         rows = conditioning_tokens + self.offsets
-        style = self.adapter(self.style(rows[:, : self.levels]).sum(dim=1, keepdim=True))
+        style = self.style(rows[:, : self.levels]).sum(dim=1, keepdim=True)
         controls = self.controls(rows[:, self.levels :]).mean(dim=1, keepdim=True)
         return self.norm((style + controls) * 0.5)

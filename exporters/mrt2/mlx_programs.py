@@ -118,7 +118,7 @@ def conditioning_encoder(checkpoint: Checkpoint) -> Program:
         at = inputs["conditioning_tokens"] + rows
         style = weights["style.weight"][at[:, :levels]].sum(axis=1, keepdims=True)
         controls = weights["controls.weight"][at[:, levels:]].mean(axis=1, keepdims=True)
-        both = (style @ weights["adapter.weight"].T + controls) / 2
+        both = (style + controls) / 2
         return {
             "source_encoded": mx.fast.layer_norm(both, weights["norm.weight"], weights["norm.bias"], NORM_EPS)
         }, {}

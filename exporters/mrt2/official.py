@@ -9,7 +9,7 @@ JOB holds ``config`` (JSON: the dimensions) and arrays: ``conditioning_tokens`` 
 as a host gives them, ``frame_conditioning`` [T] (which of the n each frame has), ``noise`` [T, 12, codes]
 and ``temperature`` to generate the T frames with, ``depth_frames`` [m] (frames whose logits are kept) and
 ``decoded_frames`` (how many become audio). RESULT holds what the official modules compute from them,
-in float32, without quantisation, without bfloat16.
+in float32, without quantisation, without bfloat16; and what the conditioning encoder does in float64.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ EDGE = 4  # rows of the waveform's STFT that are kept from each end
 SHIFT = system.NUM_RESERVED_TOKENS + 1  # as MagentaRT2System._build_conditioning adds to every token
 
 
-def depthformer(config):
+def depthformer(config, dtype=jnp.float32):
     """The official EncoderDecoder at the dimensions of ``config``."""
     head = {"dim_per_head": config["head_width"], "ffn_use_gated_activation": False}
 
     class Model(model.get_model_class("mrt2_small")):
-        compute_dtype = jnp.float32
+        compute_dtype = dtype
         encoder_size = dataclasses.replace(
             model.MagentaRT2ModelSmall.encoder_size, model_dims=config["source_width"]
         )
@@ -104,6 +104,15 @@ def codec(config):
         num_features=config["features"],
         quantizer=quantizer,
     ).make()
+
+
+def encoded_exactly(config, params, tokens):
+    """What :func:`encode` gives when the official code computes in float64: [n, 1, S]."""
+    with jax.enable_x64(True):
+        wide = {"params": jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), {"encoder": params["encoder"]})}
+        body = depthformer(config, jnp.float64)
+        made = jax.jit(lambda params, tokens: body.apply(params, tokens, method=encode))(wide, tokens)
+        return np.asarray(made)
 
 
 def sequence(values):
@@ -236,7 +245,8 @@ def compute(job, weights, encoder=None):
         compiled = jax.jit(lambda params, *rest: body.apply({"params": params}, *rest, method=method))
         return compiled(params, *arguments)
 
-    encoded = run(jnp.asarray(job["conditioning_tokens"][:, None] + SHIFT), method=encode)[:, 0]
+    tokens = job["conditioning_tokens"][:, None] + SHIFT
+    encoded = run(jnp.asarray(tokens), method=encode)[:, 0]
     source = encoded[job["frame_conditioning"]][None]
     codes, margins = generate(body, params, source[0], job["noise"], float(job["temperature"]))
     first = body.config.decoder.num_reserved_tokens + config["codes"] * np.arange(config["levels"])
@@ -256,6 +266,7 @@ def compute(job, weights, encoder=None):
     )
     return {
         "source_encoded": encoded,
+        "source_encoded_float64": encoded_exactly(config, params, tokens)[:, 0],
         "temporal_inputs": inputs[0],
         "temporal_feedback": feedback,
         "temporal_outputs": outputs[0],

@@ -41,15 +41,16 @@ _MOST = {"piano_roll": 3, "drums": 1, "guidance": 40, "guidance_drums": 8}
 def compute(checkpoint: Path) -> Reference:
     """Generate FRAMES frames with shared noise and decode the first DECODED of them.
 
-    float32 but for tokens and codes, in int32. ``conditioning_tokens`` [10, 144] and ``source_encoded``
-    [10, S]; ``frame_conditioning`` [130], which of the ten a frame has; ``temporal_inputs``,
-    ``temporal_outputs`` and ``temporal_feedback`` [130, D]; the outputs ``_without_history`` and
-    ``_other_source`` [130, D]; ``depth_inputs`` [4, 12, D] and ``depth_logits`` [4, 12, ids]; ``codes``
-    and ``margins`` [130, 12], the winning score less the next; ``noise_seed`` and ``temperature``;
-    ``dimensions``, the config's values by name; ``decoder_embeddings`` [26, features], ``decoder_stft``
-    [100, 480, 4] and ``audio`` [48000, 2]. With the codec's encoder: ``encoder_embeddings`` [25, features]
-    of ``decoder_stft``, ``_without_history`` [12, features] of its second half alone, and of ``audio`` the
-    first and last 4 rows of ``waveform_stft``, ``waveform_embeddings`` and ``waveform_codes``.
+    float32 but for tokens and codes, in int32. ``conditioning_tokens`` [10, 144], ``source_encoded`` [10,
+    S] and ``source_encoded_float64``, float64, which the same official code gives when it computes in that;
+    ``frame_conditioning`` [130], which of the ten a frame has; ``temporal_inputs``, ``temporal_outputs``
+    and ``temporal_feedback`` [130, D]; the outputs ``_without_history`` and ``_other_source`` [130, D];
+    ``depth_inputs`` [4, 12, D] and ``depth_logits`` [4, 12, ids]; ``codes`` and ``margins`` [130, 12], the
+    winning score less the next; ``noise_seed`` and ``temperature``; ``dimensions``, the config's values by
+    name; ``decoder_embeddings`` [26, features], ``decoder_stft`` [100, 480, 4] and ``audio`` [48000, 2].
+    With the codec's encoder: ``encoder_embeddings`` [25, features] of ``decoder_stft``,
+    ``_without_history`` [12, features] of its second half alone, and of ``audio`` the first and last 4 rows
+    of ``waveform_stft``, ``waveform_embeddings`` and ``waveform_codes``.
 
     Raises CheckpointError for a checkpoint that the recipe refuses, FixtureError when the official
     code is not installed or fails.
@@ -115,7 +116,7 @@ def _provenance(config: Mapping[str, int]) -> dict[str, Any]:
     return {
         "implementation": "magenta_rt.jax: depthformer, transformer, spectrostream; sequence_layers.jax",
         "packages": dict(line.split("==") for line in pins if "==" in line),
-        "computed_in": "float32",
+        "computed_in": "float32; source_encoded_float64 in float64",
         "config": dict(config),
         "frames": FRAMES,
         "noise": f"SplitMix64, seed {NOISE_SEED}",

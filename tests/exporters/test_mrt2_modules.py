@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,30 +12,22 @@ import torch
 from coreproof.audio.noise import GumbelNoise
 from coreproof.convert.checkpoint import Checkpoint
 from coreproof.errors import ConversionError
-from coreproof.package.manifest import checkpoint_digest
-from coreproof.parity.fixture import find
 from coreproof.parity.metrics import METRICS
-from coreproof_exporters.mrt2 import codec, contract, modules, synth, temporal
+from coreproof_exporters.mrt2 import codec, contract, modules, temporal
 from coreproof_exporters.mrt2.architecture import CONTEXT_FRAMES, LOOKAHEAD_ROWS
-from coreproof_exporters.mrt2.checkpoint import load
 from coreproof_exporters.mrt2.naming import STREAM_SCALE
 
-FIXTURES = Path(__file__).parents[2] / "fixtures" / "mrt2"
 Arrays = Mapping[str, np.ndarray]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    folder = tmp_path_factory.mktemp("mrt2")
-    synth.synth(folder, "small", 0)
-    return load(folder)
+@pytest.fixture
+def checkpoint(mrt2_loaded: Checkpoint) -> Checkpoint:
+    return mrt2_loaded
 
 
-@pytest.fixture(scope="module")
-def official(checkpoint: Checkpoint) -> Arrays:
-    fixture = find([FIXTURES], "mrt2", checkpoint_digest(checkpoint.files))
-    assert fixture is not None, "make reference-mrt2"
-    return fixture.arrays
+@pytest.fixture
+def official(mrt2_official: Arrays) -> Arrays:
+    return mrt2_official
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +46,7 @@ def run(module: torch.nn.Module, *arrays: np.ndarray) -> np.ndarray:
 def test_conditioning(checkpoint: Checkpoint, official: Arrays) -> None:
     module = modules.conditioning(checkpoint)
     rows = [run(module, tokens[np.newaxis])[0, 0] for tokens in official["conditioning_tokens"]]
-    np.testing.assert_allclose(rows, official["source_encoded"], atol=1e-6)
+    np.testing.assert_allclose(rows, official["source_encoded_float64"], rtol=0, atol=1e-6)
 
 
 def stream(checkpoint: Checkpoint, official: Arrays, bias: Callable[[int], torch.Tensor]) -> np.ndarray:
