@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,10 @@ class Ended:
 
 
 Cli = Callable[..., Ended]
+Variants = Mapping[str, Sequence[str]]
+"""Stages to export, by variant."""
+Export = Callable[[Variants], Path]
+"""Exports them into a build of their own."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import Export, Variants
+
+from coreproof.convert.checkpoint import Checkpoint
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "mrt2"
 # What the tests need; of the others a stage takes long (rollout fp16).
@@ -36,27 +39,50 @@ def mrt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mrt2_build(mrt2_folder: Path) -> Path:
-    """Its build of MRT2_PACKAGES. Do not write into it."""
-    from coreproof.convert.export import export, select
-    from coreproof_exporters.mrt2 import checkpoint, recipe
+def mrt2_loaded(mrt2_folder: Path) -> Checkpoint:
+    """The checkpoint as the recipe reads it."""
+    from coreproof_exporters.mrt2 import checkpoint
 
-    loaded = checkpoint.load(mrt2_folder)
-    pairs = [
-        pair for v, stages in MRT2_PACKAGES.items() for pair in select(recipe.RECIPE, loaded, (v,), stages)
-    ]
-    export(recipe.RECIPE, mrt2_folder, loaded, pairs, mrt2_folder / "build", lambda *_: None)
-    return mrt2_folder / "build"
+    return checkpoint.load(mrt2_folder)
 
 
 @pytest.fixture(scope="session")
-def mrt2_official(mrt2_folder: Path) -> Mapping[str, np.ndarray]:
+def mrt2_export(
+    mrt2_folder: Path, mrt2_loaded: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Export:
+    """Exports stages by variant into a build of its own."""
+    from coreproof.convert.export import export, select
+    from coreproof_exporters.mrt2 import recipe
+
+    def exported(wanted: Variants) -> Path:
+        build = tmp_path_factory.mktemp("mrt2") / "build"
+        pairs = [
+            pair for v, stages in wanted.items() for pair in select(recipe.RECIPE, mrt2_loaded, (v,), stages)
+        ]
+        export(recipe.RECIPE, mrt2_folder, mrt2_loaded, pairs, build, lambda *_: None)
+        return build
+
+    return exported
+
+
+@pytest.fixture(scope="session")
+def mrt2_packages() -> Variants:
+    return MRT2_PACKAGES
+
+
+@pytest.fixture(scope="session")
+def mrt2_build(mrt2_export: Export) -> Path:
+    """Its build of MRT2_PACKAGES. Do not write into it."""
+    return mrt2_export(MRT2_PACKAGES)
+
+
+@pytest.fixture(scope="session")
+def mrt2_official(mrt2_loaded: Checkpoint) -> Mapping[str, np.ndarray]:
     """What the official code computed on it."""
     from coreproof.package.manifest import checkpoint_digest
     from coreproof.parity.fixture import find
-    from coreproof_exporters.mrt2 import checkpoint
 
-    fixture = find([FIXTURES], "mrt2", checkpoint_digest(checkpoint.load(mrt2_folder).files))
+    fixture = find([FIXTURES], "mrt2", checkpoint_digest(mrt2_loaded.files))
     assert fixture is not None, "make reference-mrt2"
     return fixture.arrays
 

@@ -6,21 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import digests
+from support import Export, Variants, digests
 
 import coreproof
 from coreproof import catalog
 from coreproof.backends import Target, create
 from coreproof.convert.checkpoint import Checkpoint
 from coreproof.convert.convert import convert_stage
-from coreproof.convert.export import export, select
 from coreproof.mil.weights import weights
 from coreproof.package.manifest import load_manifest
 from coreproof.package.reader import open_package
 from coreproof.parity.metrics import METRICS
 from coreproof.parity.suite import Case
 from coreproof.validate import Validation, run_case, validate
-from coreproof_exporters.mrt2 import checkpoint as reader
 from coreproof_exporters.mrt2 import contract, host, recipe
 from coreproof_validation import mrt2 as suite
 from coreproof_validation.mrt2_controls import CONTROLS
@@ -28,16 +26,6 @@ from coreproof_validation.mrt2_controls import CONTROLS
 
 def quiet(step: str, done: int, total: int) -> None:
     pass
-
-
-@pytest.fixture(scope="module")
-def folder(mrt2_folder: Path) -> Path:
-    return mrt2_folder
-
-
-@pytest.fixture(scope="module")
-def loaded(folder: Path) -> Checkpoint:
-    return reader.load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +75,8 @@ def test_no_constant_is_infinite(build: Path) -> None:
             assert np.isfinite(package.weights.array(blob)).all(), (path.name, name)
 
 
-def test_export_is_deterministic(folder: Path, loaded: Checkpoint, build: Path, tmp_path: Path) -> None:
-    again = tmp_path / "again"
-    stages = ("temporal_stateful", "spectrostream_decoder_streaming")
-    export(recipe.RECIPE, folder, loaded, select(recipe.RECIPE, loaded, ("fp16",), stages), again, quiet)
-    first, second = digests(build), digests(again)
-    same = [name for name in second if name != "coreproof.json"]
-    assert len(same) >= 10
-    assert {name: second[name] for name in same} == {name: first[name] for name in same}
+def test_export_is_deterministic(mrt2_export: Export, mrt2_packages: Variants, build: Path) -> None:
+    assert digests(mrt2_export(mrt2_packages)) == digests(build)
 
 
 def temporal_case(stage: str, official: dict[str, np.ndarray]) -> Case:
@@ -133,13 +115,13 @@ def test_a_warm_stream_is_not_a_fresh_one(
 
 
 def test_the_memoryless_design_is_caught(
-    loaded: Checkpoint, official: dict[str, np.ndarray], tmp_path: Path
+    mrt2_loaded: Checkpoint, official: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     """The published stateful graph: a slot is written, and no cached slot is ever seen."""
-    stage = next(s for s in recipe.stages(loaded, "fp16") if s.name == "temporal_stateful")
+    stage = next(s for s in recipe.stages(mrt2_loaded, "fp16") if s.name == "temporal_stateful")
     memoryless = next(c for c in CONTROLS if c.name == "memoryless").stage
     assert memoryless is not None
-    convert_stage(memoryless(stage, loaded), loaded, tmp_path / "m.mlpackage", quiet)
+    convert_stage(memoryless(stage, mrt2_loaded), mrt2_loaded, tmp_path / "m.mlpackage", quiet)
     case = temporal_case("temporal_stateful", official)
     made = outputs(tmp_path, case, "m.mlpackage")
     correlation = METRICS["pearson_correlation"].fn

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import Export
 
 from coreproof import catalog
 from coreproof.backends import Target, create
 from coreproof.convert.checkpoint import Checkpoint
 from coreproof.convert.convert import convert_stage
-from coreproof.convert.export import export, select
+from coreproof.convert.export import select
 from coreproof.package.reader import open_package
 from coreproof.parity.metrics import METRICS
 from coreproof.validate import Validation, run_case, validate
-from coreproof_exporters.mrt2 import checkpoint as reader
-from coreproof_exporters.mrt2 import contract, recipe, synth
+from coreproof_exporters.mrt2 import contract, recipe
 from coreproof_validation import mrt2 as suite
 from coreproof_validation.mrt2_controls import CONTROLS
 
@@ -27,24 +27,14 @@ SNR = METRICS["snr_db"].fn
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("bursts")
-    synth.synth(made, "small", 0)
-    return made
+def build(mrt2_export: Export) -> Path:
+    bursts = [f"temporal_burst_{frames}" for frames in BURSTS]
+    return mrt2_export({"bursts": bursts, "fp16": ["temporal_stateful"]})
 
 
 @pytest.fixture(scope="module")
-def loaded(folder: Path) -> Checkpoint:
-    return reader.load(folder)
-
-
-@pytest.fixture(scope="module")
-def judged(folder: Path, loaded: Checkpoint) -> Validation:
-    stages = tuple(f"temporal_burst_{frames}" for frames in BURSTS)
-    pairs = select(recipe.RECIPE, loaded, ("bursts",), stages)
-    pairs += select(recipe.RECIPE, loaded, ("fp16",), ("temporal_stateful",))
-    export(recipe.RECIPE, folder, loaded, pairs, folder / "build", QUIET)
-    return validate(folder / "build", catalog.find("mrt2"))
+def judged(build: Path) -> Validation:
+    return validate(build, catalog.find("mrt2"))
 
 
 def streamed(package: Path, stage: str, judged: Validation, mode: str) -> np.ndarray:
@@ -68,10 +58,10 @@ def test_every_gate_passes(judged: Validation) -> None:
 @pytest.mark.parametrize("frames", BURSTS)
 @pytest.mark.parametrize(("mode", "median", "least"), [("fp32", 100, 80), ("typed", 55, 40)])
 def test_a_burst_is_the_one_frame_graph_over_again(
-    judged: Validation, folder: Path, frames: int, mode: str, median: float, least: float
+    judged: Validation, build: Path, frames: int, mode: str, median: float, least: float
 ) -> None:
-    single = folder / "build" / "mrt2_temporal_stateful_fp16.mlpackage"
-    several = folder / "build" / f"mrt2_temporal_burst_{frames}_fp16.mlpackage"
+    single = build / "mrt2_temporal_stateful_fp16.mlpackage"
+    several = build / f"mrt2_temporal_burst_{frames}_fp16.mlpackage"
     one = streamed(single, "temporal_stateful", judged, mode)
     more = streamed(several, f"temporal_burst_{frames}", judged, mode)
     assert len(more) == 130 // frames * frames  # the window of 41 wraps three times
@@ -80,16 +70,16 @@ def test_a_burst_is_the_one_frame_graph_over_again(
     assert min(snr) >= least
 
 
-def test_the_frames_of_a_burst_share_every_op(folder: Path, judged: Validation) -> None:
+def test_the_frames_of_a_burst_share_every_op(build: Path, judged: Validation) -> None:
     def count(name: str) -> int:
-        program = open_package(folder / "build" / f"mrt2_{name}_fp16.mlpackage").program
+        program = open_package(build / f"mrt2_{name}_fp16.mlpackage").program
         return sum(o.type != "const" for o in program.functions["main"].block.walk())
 
     assert count("temporal_burst_25") == count("temporal_burst_5") < 1.2 * count("temporal_stateful")
 
 
-def test_what_ports_report_is_in_the_package(folder: Path, judged: Validation) -> None:
-    model = open_package(folder / "build" / "mrt2_temporal_burst_5_fp16.mlpackage")
+def test_what_ports_report_is_in_the_package(build: Path, judged: Validation) -> None:
+    model = open_package(build / "mrt2_temporal_burst_5_fp16.mlpackage")
     assert "not measured here" in model.description.metadata.userDefined["reported"]
 
 
@@ -106,12 +96,12 @@ def test_a_frame_of_a_burst_sees_what_it_sees_alone(frames: int) -> None:
 
 
 def test_a_burst_without_memory_is_caught(
-    loaded: Checkpoint, folder: Path, judged: Validation, tmp_path: Path
+    mrt2_loaded: Checkpoint, build: Path, judged: Validation, tmp_path: Path
 ) -> None:
     control = next(c for c in CONTROLS if c.name == "memoryless").stage
     assert control is not None
-    ((_, stage),) = select(recipe.RECIPE, loaded, ("bursts",), ("temporal_burst_5",))
-    convert_stage(control(stage, loaded), loaded, tmp_path / "m.mlpackage", QUIET)
+    ((_, stage),) = select(recipe.RECIPE, mrt2_loaded, ("bursts",), ("temporal_burst_5",))
+    convert_stage(control(stage, mrt2_loaded), mrt2_loaded, tmp_path / "m.mlpackage", QUIET)
     made = streamed(tmp_path / "m.mlpackage", "temporal_burst_5", judged, "typed")
     expected = judged.fixture.arrays["temporal_outputs"]
     correlation = METRICS["pearson_correlation"].fn
@@ -119,6 +109,6 @@ def test_a_burst_without_memory_is_caught(
     assert min(correlation(a, e) for a, e in zip(made[5:], expected[5:], strict=True)) < 0.99
 
 
-def test_bursts_are_exported_only_when_asked_for(loaded: Checkpoint) -> None:
-    assert not [s.name for _, s in select(recipe.RECIPE, loaded, (), ()) if "burst" in s.name]
-    assert len(select(recipe.RECIPE, loaded, ("bursts",), ())) == 24
+def test_bursts_are_exported_only_when_asked_for(mrt2_loaded: Checkpoint) -> None:
+    assert not [s.name for _, s in select(recipe.RECIPE, mrt2_loaded, (), ()) if "burst" in s.name]
+    assert len(select(recipe.RECIPE, mrt2_loaded, ("bursts",), ())) == 24

@@ -8,45 +8,35 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import sign
+from support import Export, sign
 
 from coreproof import catalog
 from coreproof.convert.checkpoint import Checkpoint
-from coreproof.convert.export import export, select
+from coreproof.convert.export import select
 from coreproof.evidence import receipt
 from coreproof.evidence.models_page import models_page
 from coreproof.package.manifest import load_manifest
 from coreproof.validate import Validation, validate
 from coreproof.weights_only import verify_weights
-from coreproof_exporters.mrt2 import checkpoint as reader
-from coreproof_exporters.mrt2 import recipe, synth
+from coreproof_exporters.mrt2 import recipe
 
 QUIET: Callable[[str, int, int], None] = lambda step, done, total: None  # noqa: E731
 RUNGS = ("int8", "palette4_grouped")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("ladder")
-    synth.synth(made, "small", 0)
-    return made
+def build(mrt2_export: Export) -> Path:
+    return mrt2_export({variant: ["temporal_carry"] for variant in ("fp16", *RUNGS)})
 
 
 @pytest.fixture(scope="module")
-def loaded(folder: Path) -> Checkpoint:
-    return reader.load(folder)
+def judged(build: Path) -> Validation:
+    return validate(build, catalog.find("mrt2"))
 
 
-@pytest.fixture(scope="module")
-def judged(folder: Path, loaded: Checkpoint) -> Validation:
-    pairs = select(recipe.RECIPE, loaded, ("fp16", *RUNGS), ("temporal_carry",))
-    export(recipe.RECIPE, folder, loaded, pairs, folder / "build", QUIET)
-    return validate(folder / "build", catalog.find("mrt2"))
-
-
-def test_no_rung_is_exported_unasked(loaded: Checkpoint) -> None:
-    assert {v for v, _ in select(recipe.RECIPE, loaded, (), ())} == set(recipe.VARIANTS)
-    assert {s.name for _, s in select(recipe.RECIPE, loaded, ("int8",), ())} == {
+def test_no_rung_is_exported_unasked(mrt2_loaded: Checkpoint) -> None:
+    assert {v for v, _ in select(recipe.RECIPE, mrt2_loaded, (), ())} == set(recipe.VARIANTS)
+    assert {s.name for _, s in select(recipe.RECIPE, mrt2_loaded, ("int8",), ())} == {
         "temporal_carry",
         "depth_rollout",
     }
@@ -74,17 +64,17 @@ def test_rungs_alone_pass_nothing(judged: Validation) -> None:
     assert not replace(judged, packages=judged.packages[1:]).passed
 
 
-def test_the_models_page_has_them_in_a_table_of_their_own(judged: Validation, folder: Path) -> None:
-    receipt.record(judged, folder / "receipts")
-    page = models_page(folder / "receipts")
+def test_the_models_page_has_them_in_a_table_of_their_own(judged: Validation, tmp_path: Path) -> None:
+    receipt.record(judged, tmp_path)
+    page = models_page(tmp_path)
     lines = [line for line in page.splitlines() if line.startswith("| `mrt2_temporal_carry_palette4_grouped")]
     assert [line.split(" | ")[1] for line in lines] == ["palette 4 bit, a table each 16 channels"] * 2
     assert all(line.endswith("| FAIL |") for line in lines)
     assert "### `mrt2_temporal_carry_int8.mlpackage`" not in page
 
 
-def test_the_manifest_names_what_every_compressed_weight_is_of(judged: Validation, folder: Path) -> None:
-    record = next(p for p in load_manifest(folder / "build").packages if p.variant == "int8")
+def test_the_manifest_names_what_every_compressed_weight_is_of(build: Path) -> None:
+    record = next(p for p in load_manifest(build).packages if p.variant == "int8")
     data = {w.name: w.keys for w in record.weights if w.name.endswith(".data")}
     assert len(data) >= 20
     assert all(len(keys) >= 1 for keys in data.values())
@@ -92,8 +82,8 @@ def test_the_manifest_names_what_every_compressed_weight_is_of(judged: Validatio
     assert record.compression.left == ()
 
 
-def test_the_weights_alone_show_where_they_came_from(judged: Validation, folder: Path) -> None:
-    found = verify_weights(folder / "build", catalog.find("mrt2"), folder, QUIET)
+def test_the_weights_alone_show_where_they_came_from(build: Path, mrt2_folder: Path) -> None:
+    found = verify_weights(build, catalog.find("mrt2"), mrt2_folder, QUIET)
     assert found.passed, found.findings
     assert all(package.weights > 50 for package in found.packages)
 
@@ -103,10 +93,10 @@ def test_the_weights_alone_show_where_they_came_from(judged: Validation, folder:
     [("int8", ".data"), ("int8", ".scale"), ("palette4_grouped", ".indices"), ("palette4_grouped", ".lut")],
 )
 def test_a_compressed_weight_of_another_key_is_found(
-    judged: Validation, folder: Path, tmp_path: Path, variant: str, part: str
+    build: Path, mrt2_folder: Path, tmp_path: Path, variant: str, part: str
 ) -> None:
-    build = tmp_path / "build"
-    shutil.copytree(folder / "build", build)
+    forged_build = tmp_path / "build"
+    shutil.copytree(build, forged_build)
     manifest = load_manifest(build)
     record = next(p for p in manifest.packages if p.variant == variant)
     kernels = [w for w in record.weights if w.name.endswith(part) and "key_projection" in w.keys[0]]
@@ -114,8 +104,8 @@ def test_a_compressed_weight_of_another_key_is_found(
     other = next(w for w in kernels[1:] if w.shape == first.shape)
     forged = tuple(replace(w, keys=other.keys) if w is first else w for w in record.weights)
     packages = tuple(replace(p, weights=forged) if p is record else p for p in manifest.packages)
-    sign(build, packages=packages)
-    found = verify_weights(build, catalog.find("mrt2"), folder, QUIET)
+    sign(forged_build, packages=packages)
+    found = verify_weights(forged_build, catalog.find("mrt2"), mrt2_folder, QUIET)
     assert len(found.findings) == 1
     assert first.name in str(found.findings[0])
     assert "is not " in str(found.findings[0])
