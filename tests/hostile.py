@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from coreproof import catalog
+from coreproof.backends.device import Measured
 from coreproof.blame import Observation, Suspect
 from coreproof.evidence.report.facts import Check, Facts, gather
 from coreproof.evidence.report.rerun import CaseRun, PackageRun, Trace
@@ -74,8 +75,9 @@ def facts(build: Path, model: str) -> tuple[Facts, list[PackageRun]]:
     provenance = {"implementation": NAMES[1], "packages": {n: n for n in NAMES}}
     excitation = Verdict("excitation", NAMES[3], None, "min", 1.0, None, False, NAMES[3])
     machine = {"architecture": NAMES[2], "threads": 1}
+    measured = tuple(Measured(n, n, n, n, 1.0, 2.0, 30, 1.0, 1.5, {n: 3}) for n in NAMES)
     bad = replace(
-        honest, manifest=manifest, machine=machine, provenance=provenance, excitations=(excitation,),
+        honest, measured=measured, manifest=manifest, machine=machine, provenance=provenance, excitations=(excitation,),
         packages=tuple(packages), checks=(Check("it is honest", NAMES),),
     )  # fmt: skip
     return bad, runs

@@ -22,6 +22,7 @@ import xmlschema
 from markdown_it import MarkdownIt
 from support import Cli, Ended, Made, flip_bit, sign
 
+from coreproof.evidence.receipt import add_measured
 from coreproof.evidence.report import words
 from coreproof.evidence.report.junit import junit
 from coreproof.evidence.report.markdown import MOST, markdown
@@ -534,3 +535,42 @@ def test_a_name_that_hides_or_reorders_is_written_out() -> None:
     assert words.shown("a\u202eb\u200b\n\x1b[2J") == "a\\u202eb\\u200b\\n\\x1b[2J"
     assert words.shown("naïve – 音") == "naïve – 音"
     assert len(words.shown("x" * 10**6)) < 260
+
+
+# Devices
+
+LINE = {
+    "package": "streaming_fir_fp16.mlpackage", "device": "Mac99,1", "system": "macOS 15.9", "compute_units": "ALL",
+    "load_ms": 80.0, "first_ms": 3.5, "predictions": 30, "median_ms": 1.25, "p90_ms": 1.5,
+    "placement": {"cpu": 2, "neural_engine": 9},
+}  # fmt: skip
+
+
+def test_what_a_device_told_is_shown_as_the_receipt_has_it(
+    own_reported_filter: Made, tmp_path: Path, cli: Cli
+) -> None:
+    add_measured(own_reported_filter.build / "receipt-mil.json", [LINE])
+    ended, text = report(cli, own_reported_filter, tmp_path)
+    assert (ended.status, ended.err) == (0, "")
+    shown = " ".join(Page(text).text.split())
+    assert "On devices" in shown and "this page ran nothing on a device" in shown
+    assert "Mac99,1" in shown and "1.25" in shown and "cpu 2, neural_engine 9" in shown
+    ended, text = report(cli, own_reported_filter, tmp_path, "markdown")
+    row = "| `Mac99,1`, `macOS 15.9` | `ALL` | 1.25 | 1.5 | `cpu` 2 `neural_engine` 9 |"
+    assert ended.status == 0 and f"| `{LINE['package']}` {row}" in text
+
+
+def test_without_a_device_nothing_is_said_of_any(passing: Page) -> None:
+    assert "On devices" not in passing.text
+
+
+@pytest.mark.parametrize(
+    "change", [{"median_ms": "fast"}, {"device": 7}, {"placement": [1]}, {"package": None}]
+)
+def test_a_device_line_of_other_types_is_refused(
+    change: dict[str, object], own_reported_filter: Made, tmp_path: Path, cli: Cli
+) -> None:
+    add_measured(own_reported_filter.build / "receipt-mil.json", [LINE | change])
+    ended, text = report(cli, own_reported_filter, tmp_path, "markdown")
+    assert (ended.status, text) == (2, "")
+    assert "receipt-mil.json: lacks what a receipt has" in ended.err

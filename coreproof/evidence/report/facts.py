@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from coreproof.backends.device import Measured
 from coreproof.blame import Suspect
 from coreproof.catalog import ModelParts
 from coreproof.errors import JudgedBadError, PackageError
@@ -64,7 +65,8 @@ class PackageFacts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything that all forms of a report say. ``machine`` and ``provenance`` are the receipt's."""
+    """Everything that all forms of a report say. ``machine``, ``provenance`` and ``measured``, what devices
+    told of packages of the build, are the receipt's."""
 
     manifest: Manifest
     backend: str
@@ -73,6 +75,7 @@ class Facts:
     checks: tuple[Check, ...]
     excitations: tuple[Verdict, ...]
     packages: tuple[PackageFacts, ...]
+    measured: tuple[Measured, ...] = ()
 
     @property
     def shipping(self) -> tuple[PackageFacts, ...]:
@@ -138,7 +141,8 @@ def _facts(
         ),
     )
     provenance = content["fixture"]["provenance"]
-    return Facts(manifest, backend, dict(content["machine"]), dict(provenance), checks, excitations, packages)
+    machine, lines = dict(content["machine"]), tuple(_measured(m) for m in content.get("measured", ()))
+    return Facts(manifest, backend, machine, dict(provenance), checks, excitations, packages, lines)
 
 
 def _file_problems(build: Path, manifest: Manifest) -> tuple[str, ...]:
@@ -226,6 +230,16 @@ def _suspect(entry: Mapping[str, Any]) -> Suspect:
         entry["creates_nonfinite"] is True,
         tuple(_text(w) for w in entry["weights"]),
     )
+
+
+def _measured(entry: Mapping[str, Any]) -> Measured:
+    package, device, system, units = (
+        _text(entry[key]) for key in ("package", "device", "system", "compute_units")
+    )
+    load, first, median, p90 = (number(entry[f"{key}_ms"]) for key in ("load", "first", "median", "p90"))
+    placement = {_text(kind): int(number(ops)) for kind, ops in entry["placement"].items()}
+    predictions = int(number(entry["predictions"]))
+    return Measured(package, device, system, units, load, first, predictions, median, p90, placement)
 
 
 def _text(value: Any) -> str:
