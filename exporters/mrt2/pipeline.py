@@ -51,7 +51,7 @@ class Generator:
 
     ``precision``: which of the build's packages to run, ``fp16`` or ``fp32``. ``stateful``: the temporal
     graph with states instead of the one whose caches are carried here. ``ring``: see
-    :class:`~coreproof_exporters.mrt2.host.Window`. ``decoder``: ``streaming`` or ``context``, which
+    :class:`~coreproof_exporters.mrt2.host.Caches`. ``decoder``: ``streaming`` or ``context``, which
     repeats 14 frames a chunk. ``seed``: of the noise; ``temperature`` 0 takes the greatest logit.
     ``noise``: float32 [12, codes] a call, in place of the seeded one.
 
@@ -87,8 +87,8 @@ class Generator:
         self._rollout = graph("depth_rollout")
         kind = ContextRows if decoder == "context" else StreamingRows
         self._rows: Rows = kind(graph(DECODERS[decoder]), self.timings)
-        self._window = Window(self._temporal.inputs["cache_valid_bias"], ring=ring)
-        self._caches = Caches(self._temporal.zeros("_in"), self._window)  # none, where they are states
+        self._window = Window(self._temporal.inputs["cache_valid_bias"])
+        self._caches = Caches(self._temporal.zeros("_in"), ring=ring)  # none, where they are states
         self._books = host_array(build, "rvq_codebooks")
         self._given = host_array(build, "temporal_start")[np.newaxis, np.newaxis]
         self._inverse = 1.0 / max(_LEAST_TEMPERATURE, temperature)
