@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -45,9 +45,13 @@ def prove(
     Raises UsageError when a control changes the Stage and no checkpoint is given to re-export
     from, JudgedBadError when the build does not pass before anything is planted.
     """
-    if not validate(build, parts, "mil", checkpoint, fixture, report).passed:
+    sound = validate(build, parts, "mil", checkpoint, fixture, report)
+    if not sound.passed:
         raise JudgedBadError(f"{build} does not pass as it is; run coreproof validate first")
     suite = parts.suite()
+    used: dict[str, set[str | None]] = {}
+    for case in suite.cases(sound.fixture.arrays):
+        used.setdefault(case.stage, set()).add(case.function)
     gates = load_gates(parts.gates)
     manifest = load_manifest(build)
     shipping = [r for r in manifest.packages if r.variant not in gates.recorded]
@@ -60,9 +64,9 @@ def prove(
             for record in records:
                 report(f"planting {control.name}", 0, 1)
                 shutil.copytree(build, copy)
-                _plant(control, copy, record, parts, checkpoint, report)
+                _plant(control, copy, record, parts, checkpoint, used[record.stage], report)
                 _sign(copy, manifest, record)
-                judged = validate(copy, parts, "mil", checkpoint, fixture, report)
+                judged = validate(copy, parts, "mil", checkpoint, fixture, report, explain=False)
                 proofs.extend(_read(judged, control, record, naming))
                 shutil.rmtree(copy)
     return proofs
@@ -74,8 +78,10 @@ def _plant(
     record: PackageRecord,
     parts: ModelParts,
     checkpoint: Path | None,
+    used: Collection[str | None],
     report: Report,
 ) -> None:
+    """``used``: the functions that cases run; no other is exported again."""
     package = copy / record.package
     if control.package is not None and control.stage is None:
         control.package(package)
@@ -86,6 +92,8 @@ def _plant(
         raise UsageError(f"control {control.name!r} changes the Stage: pass --checkpoint to export it again")
     loaded = parts.recipe().load(checkpoint)
     stage = stage_of(parts, loaded, record)
+    if kept := tuple(f for f in stage.functions if f.name in used):
+        stage = replace(stage, functions=kept, inputs=kept[0].inputs, outputs=kept[0].outputs)
     shutil.rmtree(package)
     convert_stage(control.stage(stage, loaded), loaded, package, report)
 

@@ -94,18 +94,21 @@ def validate(
     checkpoint: Path | None = None,
     fixture: Path | None = None,
     report: Report = lambda step, done, total: None,
+    *,
+    explain: bool = True,
 ) -> Validation:
     """Judge the build folder ``build``.
 
     ``checkpoint`` is needed when no fixture of this checkpoint is recorded, and by backends that
-    run the Stage's module. ``fixture`` names one folder to use instead of searching.
+    run the Stage's module. ``fixture`` names one folder to use instead of searching. ``explain``: look
+    for the ops to blame where a package fails, which takes two more runs of it.
 
     Raises JudgedBadError for files that are not the manifest's, GateError for a bad gate file,
     FixtureError when there is no reference of this very checkpoint.
     """
     ready = prepare(build, parts, checkpoint, fixture, report)
     verdicts = tuple(judge_excitations(ready.suite.excitations(ready.reference.arrays), ready.gates))
-    results = [_package(build, r, backend, parts, ready, report) for r in ready.manifest.packages]
+    results = [_package(build, r, backend, parts, ready, report, explain) for r in ready.manifest.packages]
     return Validation(
         ready.manifest, ready.reference, backend, verdicts, tuple(results), what_judges(build, parts)
     )
@@ -193,6 +196,7 @@ def _package(
     parts: ModelParts,
     ready: Ready,
     report: Report,
+    explain: bool = True,
 ) -> PackageResult:
     checkpoint, suite, cases, gates = ready.checkpoint, ready.suite, ready.cases, ready.gates
     judged_as = gates.recorded.get(record.variant)
@@ -218,7 +222,7 @@ def _package(
         runner.close()
     aggregates = suite.aggregates(outcomes) if outcomes else {}
     judgement = judge(comparisons, aggregates, gates, record.stage, judged_as or record.variant)
-    suspects = _suspects(build / record.package, own, judgement, mode, halves)
+    suspects = _suspects(build / record.package, own, judgement, mode, halves) if explain else ()
     ops, peer_ops = _ops(build / record.package), parts.recipe().peer_ops.get(record.stage)
     return PackageResult(
         record, mode, tuple(comparisons), aggregates, judgement, suspects, judged_as, ops, peer_ops
