@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from coreproof.convert.checkpoint import Checkpoint, digest, some
+from coreproof.convert.large import release
 from coreproof.convert.synthetic import read_seed
 from coreproof.errors import CheckpointError
 from coreproof_exporters.styletts2.architecture import HEAD, MEL_BANDS, SIZES, Config
@@ -62,6 +63,8 @@ def load(path: Path) -> Checkpoint:
     unused |= _drop_known(arrays, expected)
     _check(file, arrays, expected)
     tensors, origins = named(arrays, config)
+    for array in arrays.values():  # checking and folding have read the whole file
+        release(array)
     return Checkpoint(
         files=tuple(digest(f) for f in sorted((file, file.with_name(CONFIG)), key=lambda f: f.name)),
         config=config,

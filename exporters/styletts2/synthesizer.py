@@ -20,7 +20,7 @@ from coreproof.convert.recipe import NUMPY, TensorSpec
 from coreproof.errors import InputError, PackageError, UsageError
 from coreproof.package.manifest import PackageRecord, load_manifest
 from coreproof_exporters.styletts2 import reference_audio
-from coreproof_exporters.styletts2.architecture import F0_FRAME, FRAME, HARMONICS
+from coreproof_exporters.styletts2.architecture import FRAME, HARMONICS
 from coreproof_exporters.styletts2.harmonics import mixed, source
 from coreproof_exporters.styletts2.recipe import FIXED_EMBEDDING, HOST_JSON
 from coreproof_exporters.styletts2.sampler import STEPS, adpm2, dpm2
@@ -238,6 +238,15 @@ class Synthesizer:
         """``aligned`` (C, T) one frame later, the first frame twice, as the HiFi-GAN decoder was trained."""
         return np.concatenate([aligned[:, :1], aligned[:, :-1]], axis=1)
 
+    def heard(self, f0: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """The harmonic source (300 T2,) of F0 in Hz (T2,) and noise (300 T2, 9), summed up in float64.
+
+        What F0 is off is summed too, and nine times over in harmonic 9: a mean error of 1e-5 Hz, half a unit
+        in the last place of 200 Hz in float32, is 8 mrad there after 15 s. So the waveform of a long text
+        lies as far from a float64 model's as F0 does, while everything else is exact to 100 dB and more.
+        """
+        return source(f0, drawn, self._host.weight, self._host.bias)
+
     def _decode(
         self,
         total: int,
@@ -248,12 +257,10 @@ class Synthesizer:
         noise: Noise,
     ) -> np.ndarray:
         drawn = noise.draw(1, FRAME * total, HARMONICS)[0]
-        weight, bias = self._host.weight, self._host.bias
         if self._sourced:
-            more = {"source_noise": mixed(drawn, weight)[np.newaxis, np.newaxis]}
+            more = {"source_noise": mixed(drawn, self._host.weight)[np.newaxis, np.newaxis]}
         else:
-            assert drawn.shape[0] == F0_FRAME * f0.shape[1]
-            more = {"har_source": source(f0[0], drawn, weight, bias)[np.newaxis, np.newaxis]}
+            more = {"har_source": self.heard(f0[0], drawn)[np.newaxis, np.newaxis]}
         found = self.decoder(total, asr=asr, F0_curve=f0, N=energy, s=style, **more)
         return found["waveform"][0, 0, : FRAME * total]
 

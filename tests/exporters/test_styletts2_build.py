@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.io import wavfile
-from support import Cli
+from support import Cli, digests
 
 from coreproof import catalog
 from coreproof.backends import Target, create
@@ -24,8 +26,9 @@ from coreproof.parity.metrics import METRICS
 from coreproof.parity.suite import Case, Outcome
 from coreproof.validate import Validation, run_case, validate
 from coreproof_exporters.styletts2 import checkpoint as reader
-from coreproof_exporters.styletts2 import recipe, reference, synth
-from coreproof_exporters.styletts2.synthesizer import Noise, Spoken, Synthesizer, frames_of
+from coreproof_exporters.styletts2 import pipeline, recipe, reference, synth, synthesizer
+from coreproof_exporters.styletts2.symbols import tokenize
+from coreproof_exporters.styletts2.synthesizer import LONG_CUT, Manner, Noise, Spoken, Synthesizer, frames_of
 from coreproof_validation import styletts2 as suite
 from coreproof_validation.styletts2_controls import CONTROLS
 
@@ -35,7 +38,7 @@ BUCKETS = {
     "duration": 3,
     "diffusion_step": 3,
     "f0n_energy": 3,
-    "decoder": 2,
+    "decoder": 3,
     "style_encoder": 2,
     "predictor_encoder": 2,
 }
@@ -135,16 +138,42 @@ def spoken(
     return synthesizer.speak(tokens, ref_s, noise(int(official["noise_seed"]) + index))
 
 
-def test_the_loop_speaks_as_upstream(build: Path, official: dict[str, np.ndarray]) -> None:
-    """Durations are upstream's, and the waveform is as near as F0 in float32 lets it: a thousandth of a hertz
-    is a phase error that grows with the length of what is voiced."""
-    for index, least in ((0, 90.0), (1, 25.0)):
-        found, expected = spoken(build, official, index), official[f"t{index}_waveform"][0, 0]
-        np.testing.assert_array_equal(found.durations, frames_of(official[f"t{index}_pred_dur_log"][0]))
-        assert METRICS["snr_db"].fn(found.f0, official[f"t{index}_F0"][0]) > 100
-        wave = found.waveform.astype(np.float64)
-        assert METRICS["snr_db"].fn(wave, expected.astype(np.float64)) > least
-        assert METRICS["log_mel_correlation"].fn(wave, expected.astype(np.float64), 24_000) > 0.9999
+# Of the waveform against upstream's in float64, in dB, measured: the loop; the same with upstream's F0 in the
+# source; and upstream itself in float32. Phases are sums of F0, so the first and the last drift: a mean error
+# of 1e-5 Hz in F0 is half a unit in the last place of float32, and 8 mrad at harmonic 9 after 15 s.
+MEASURED = ((111.8, 111.8, 115.8), (33.2, 98.9, 25.1), (46.4, 85.2, 38.3))
+
+LONG_SNR = (95.0, 94.0)  # dB; measured 115.0 and 114.4
+
+
+def as_upstream(found: Spoken, official: dict[str, np.ndarray], index: int) -> float:
+    """What must hold of text ``index`` whatever its phases, and the waveform's SNR in dB."""
+    np.testing.assert_array_equal(found.durations, frames_of(official[f"t{index}_pred_dur_log"][0]))
+    assert METRICS["snr_db"].fn(found.f0, official[f"t{index}_F0"][0]) > 95
+    wave, expected = (a.astype(np.float64) for a in (found.waveform, official[f"t{index}_waveform"][0, 0]))
+    assert METRICS["log_mel_correlation"].fn(wave, expected, 24_000) > 0.9997
+    return float(METRICS["snr_db"].fn(wave, expected))
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_the_loop_speaks_as_upstream(build: Path, official: dict[str, np.ndarray], index: int) -> None:
+    """Nearer to upstream in float64 than upstream in float32 comes, up to what another CPU's rounding does."""
+    loop, _, theirs = MEASURED[index]
+    assert as_upstream(spoken(build, official, index), official, index) > min(theirs, loop) - 6
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_nothing_but_the_rounding_of_f0_parts_the_loop_from_upstream(
+    build: Path, official: dict[str, np.ndarray], index: int
+) -> None:
+    """With upstream's F0 in the source, and there alone, 60 dB and more on every text."""
+
+    class Told(Synthesizer):
+        def heard(self, f0: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+            return super().heard(official[f"t{index}_F0"][0], drawn)
+
+    _, told, _ = MEASURED[index]
+    assert as_upstream(spoken(build, official, index, Told), official, index) > max(60, told - 20)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +189,36 @@ def test_defects_of_the_loop_are_caught(
     if found.waveform.shape != expected.shape:
         return  # other durations are caught by equality
     assert METRICS["snr_db"].fn(found.waveform.astype(np.float64), expected.astype(np.float64)) < 40
+
+
+@pytest.mark.parametrize("carry", [0.7, 0.0])
+def test_the_long_form_is_upstreams(build: Path, official: dict[str, np.ndarray], carry: float) -> None:
+    """Two sentences in one stream of noise, with guidance 2; without carrying the style over, the second
+    is another."""
+    synthesizer, manner = Synthesizer(build, "fp32"), Manner(scale=2.0, carry=carry)
+    noise = Noise(int(official["noise_seed"]) + len(reference.TEXTS))
+    previous = None
+    for index, text in enumerate(reference.LONG):
+        ids = tokenize(text).ids
+        found = synthesizer.speak(ids, official["ref_s"][0], noise, manner, previous)
+        previous, told = found.style, official[f"long{index}_style"][0]
+        near = METRICS["snr_db"].fn(found.style.astype(np.float64), told.astype(np.float64))
+        if index and not carry:
+            assert near < 40
+            return
+        assert near > 105
+        wave, expected = found.waveform[:-LONG_CUT], official[f"long{index}_waveform"]
+        assert wave.shape == expected.shape
+        assert METRICS["snr_db"].fn(wave.astype(np.float64), expected.astype(np.float64)) > LONG_SNR[index]
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(build: Path, loaded: Checkpoint, tmp_path: Path) -> None:
+    for name in ("text", "duration", "f0n_energy", "style_encoder"):
+        stage = stage_of(loaded, name)
+        package = f"{stage.package}.mlpackage"
+        again = replace(stage, functions=stage.functions[: BUCKETS[name]])
+        convert_stage(again, loaded, tmp_path / package, quiet)
+        assert digests(tmp_path / package) == digests(build / package)
 
 
 def test_a_voice_is_upstreams(build: Path, official: dict[str, np.ndarray]) -> None:
@@ -208,6 +267,69 @@ def test_planted_defects_are_caught(
     verdicts = list(case_verdicts(tmp_path / "bad.mlpackage", good, case, control))
     assert verdicts
     assert not any(verdicts)
+
+
+# The loop without torch and coremltools: a backend in the child replays what mil gave in here.
+CHILD = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "coremltools"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+
+import numpy as np
+from pathlib import Path
+from coreproof_exporters.styletts2 import pipeline, synthesizer
+
+recorded = np.load(sys.argv[2], allow_pickle=False)
+
+class Replay:
+    def load(self, target):
+        self.place, self.call = f"{target.package.name}/{target.function_name}", 0
+
+    def predict(self, inputs):
+        prefix = f"{self.place}/{self.call}/"
+        self.call += 1
+        return {n.removeprefix(prefix): recorded[n] for n in recorded.files if n.startswith(prefix)}
+
+synthesizer.create = lambda name: Replay()
+options = {"ipa": "h\u025blo\u028a.", "reference": sys.argv[3]}
+sound = pipeline.generate(Path(sys.argv[1]), 1.0, "any", options)
+assert not {"torch", "coremltools"} & set(sys.modules)
+np.save(sys.argv[4], sound.samples)
+"""
+
+
+class Recorder:
+    def __init__(self, calls: dict[str, np.ndarray]) -> None:
+        self.runner, self.calls, self.call = create("mil"), calls, 0
+
+    def load(self, target: Target) -> None:
+        self.runner.load(target)
+        self.place = f"{target.package.name}/{target.function_name}"
+
+    def predict(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        outputs = self.runner.predict(inputs)
+        self.calls |= {f"{self.place}/{self.call}/{n}": a.copy() for n, a in outputs.items()}
+        self.call += 1
+        return outputs
+
+
+def test_the_loop_needs_neither_torch_nor_coremltools(
+    build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: dict[str, np.ndarray] = {}
+    monkeypatch.setattr(synthesizer, "create", lambda _: Recorder(calls))
+    clip = clip_file(tmp_path)
+    sound = pipeline.generate(build, 1.0, "any", {"ipa": "hɛloʊ.", "reference": str(clip)})
+    np.savez(tmp_path / "calls.npz", **calls)  # type: ignore[arg-type]
+    arguments = [str(build), str(tmp_path / "calls.npz"), str(clip), str(tmp_path / "samples.npy")]
+    ended = subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "samples.npy"), sound.samples)
 
 
 def clip_file(folder: Path) -> Path:
