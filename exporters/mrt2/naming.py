@@ -164,9 +164,9 @@ def _query_scale(raw: np.ndarray) -> np.ndarray:
 
 
 def product(rows: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """``rows`` [n, inputs] times ``kernel`` [inputs, outputs], float32: the exact sums, rounded once, so that
-    no processor's order of adding shows. Float64 sums tell most of them; the others, which lie too near to
-    the middle of two float32 numbers, are added exactly."""
+    """``rows`` [n, inputs] times ``kernel`` [inputs, outputs], float32: exact sums, rounded to float64 and
+    once more, so that no processor's order of adding shows. Plain float64 sums tell what most of them
+    become; those that lie too near to the middle of two float32 numbers are added exactly."""
     wide = kernel.astype(np.float64)
     lengths = np.linalg.norm(wide, axis=0)
     made = np.empty((len(rows), kernel.shape[1]), np.float32)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from coreproof.convert.synthetic import NOTE
 from coreproof.errors import CheckpointError, UsageError
-from coreproof_exporters.mrt2 import architecture, checkpoint, synth
+from coreproof_exporters.mrt2 import architecture, checkpoint, naming, synth
 
 Tensors = dict[str, np.ndarray]
 SELF = "params/depthformer/decoder/temporal_body/transformer/x_layers_1/self_attention/attention/"
@@ -67,6 +67,26 @@ def test_the_query_scale_is_folded_into_query_and_sink(made: Path) -> None:
     np.testing.assert_allclose(tensors["temporal.layers.1.self.query.weight"], query, rtol=2e-7)
     sink = raw[f"{SELF}sink_key_embeddings"] / scale
     np.testing.assert_allclose(tensors["temporal.layers.1.self.sink_key"][0], sink, rtol=2e-7)
+
+
+def test_the_style_table_is_folded_with_its_projection(made: Path) -> None:
+    raw, loaded = load_file(made / checkpoint.FILE), checkpoint.load(made)
+    keys = tuple(
+        f"{architecture.STYLE}{n}" for n in ("mulan_dequantizer/embedding", "depth_input_adapter/kernel")
+    )
+    assert loaded.origins["conditioning.style.weight"].keys == keys
+    rows, kernel = (raw[key].astype(np.float64) for key in keys)
+    np.testing.assert_allclose(
+        loaded.tensors["conditioning.style.weight"], rows @ kernel, rtol=1.2e-7, atol=1e-12
+    )
+
+
+def test_a_folded_product_does_not_depend_on_the_order_of_adding() -> None:
+    """Eight addends, each too small for a float64 sum near 1, decide between two float32 numbers."""
+    row = np.array([1.0, 2.0**-24, *[2.0**-54] * 8], np.float32)
+    rows = np.stack([row, np.roll(row, 3), row[::-1]])
+    made = naming.product(rows, np.ones((10, 1), np.float32))
+    assert made[:, 0].tolist() == [1.0 + 2.0**-23] * 3
 
 
 def test_combined_projections_are_the_separate_ones(made: Path, tmp_path: Path) -> None:
