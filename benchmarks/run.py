@@ -55,6 +55,7 @@ COMPARISONS = (
     ),
     Comparison("mrt2 step", Side("mrt2 mil fp32", "warm"), Side("mrt2 torch eager", "warm")),
     Comparison("mrt2 step", Side("mrt2 mil typed", "warm"), Side("mrt2 torch eager", "warm")),
+    Comparison("flux export", Side("flux coreproof", "seconds"), Side("flux ct.convert", "seconds")),
     Comparison("flux", Side("flux mil fp32", "warm"), Side("flux diffusers", "warm")),
     *(comparison for name in GRAPHS for comparison in _graph(name)),
 )
@@ -64,7 +65,7 @@ export   MiniLM's checkpoint on disk to one fp16 package flushed to disk, with t
 dit      a transformer of 24 blocks and 516 M parameters (dit.py): the same; a prediction against the
          torch module's, the first against a warm one, and reading its 1 GB of weights against one
 mrt2     Magenta RealTime 2 at full size: the export of a stage; a step of the temporal carry graph
-flux     one step of TangoFlux's transformer at full size, the fp32 package against diffusers
+flux     TangoFlux's transformer at full size: exported to fp16; one step, the fp32 package against diffusers
 runtime  MiniLM: a warm prediction of 1 x 128 tokens (median of {RUNS} in a process)
 open     opening, with torch already imported; memory: what it adds to the peak
 first    the first prediction of a process against its warm ones

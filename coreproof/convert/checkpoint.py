@@ -4,7 +4,7 @@ every one of them needs to read its files."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Checkpoint:
     ``seed`` is None unless ``coreproof synth`` made the checkpoint.
     """
 
-    files: tuple[FileDigest, ...]
+    files: Sequence[FileDigest]
     config: Mapping[str, Any]
     tensors: Mapping[str, np.ndarray]
     origins: Mapping[str, Origin]

@@ -78,7 +78,7 @@ def export(
         manifest = Manifest(
             model=recipe.name,
             checkpoint=CheckpointRecord(
-                files=checkpoint.files,
+                files=tuple(checkpoint.files),
                 sha256=checkpoint_digest(checkpoint.files),
                 kind=checkpoint.kind,
                 seed=checkpoint.seed,

@@ -19,6 +19,7 @@ import numpy as np
 from coreproof.convert.checkpoint import Checkpoint
 from coreproof.convert.compression import Palette, Steps, compressed, read
 from coreproof.convert.large import pieces, release, to_half
+from coreproof.convert.later import shape_of
 from coreproof.convert.recipe import Stage
 from coreproof.errors import ConversionError
 from coreproof.mil.weights import weights
@@ -91,7 +92,7 @@ class _Tensors:
         self._tensors = tensors
         self._of_size: dict[int, list[str]] = {}
         for name in sorted(tensors):
-            self._of_size.setdefault(tensors[name].size, []).append(name)
+            self._of_size.setdefault(math.prod(shape_of(tensors, name)), []).append(name)
         # How those of one size begin, made of one dtype in one way.
         self._by_head: dict[tuple[int, np.dtype, str], dict[bytes, list[str]]] = {}
 

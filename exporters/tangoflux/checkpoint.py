@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from coreproof.convert.checkpoint import Checkpoint, digest, json_object, some
+from coreproof.convert.checkpoint import Checkpoint, json_object, some
+from coreproof.convert.later import Hashed
 from coreproof.convert.mapped import is_finite, read_safetensors
 from coreproof.convert.synthetic import read_seed
 from coreproof.errors import CheckpointError
@@ -70,14 +70,12 @@ def load(path: Path) -> Checkpoint:
     the tokenizer is none of T5's or knows ids that the embedding lacks.
     """
     folder = _folder(path)
-    with ThreadPoolExecutor() as pool:  # hashing gigabytes takes as long as all else here
-        digests = pool.map(lambda name: digest(folder / name), sorted(FILES))
-        found, vae = read_safetensors(folder / WEIGHTS), read_safetensors(folder / VAE)
-        config = _config(folder, found, vae)
-        stored, unused = _stored(folder, found, vae, config)
-        _check_tokenizer(folder / TOKENIZER, config["vocabulary"])
-        tensors, origins = named(stored, config)
-        files = tuple(digests)
+    files = Hashed(folder, list(FILES))
+    found, vae = read_safetensors(folder / WEIGHTS), read_safetensors(folder / VAE)
+    config = _config(folder, found, vae)
+    stored, unused = _stored(folder, found, vae, config)
+    _check_tokenizer(folder / TOKENIZER, config["vocabulary"])
+    tensors, origins = named(stored, config)
     return Checkpoint(
         files=files,
         config=config,

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from coreproof.convert.checkpoint import Origin
+from coreproof.convert.large import release
+from coreproof.convert.later import Folding
 from coreproof_exporters.tangoflux.architecture import (
     BIAS_TABLE,
     BUCKETS,
@@ -29,6 +31,7 @@ class _Names:
     def __init__(self, stored: Mapping[str, np.ndarray]) -> None:
         self._stored = stored
         self.tensors: dict[str, np.ndarray] = {}
+        self.makers: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]] = {}
         self.origins: dict[str, Origin] = {}
 
     def put(self, name: str, key: str) -> None:
@@ -36,23 +39,31 @@ class _Names:
 
     def fold(self, name: str, keys: tuple[str, ...], how: str, make: Callable[..., np.ndarray]) -> None:
         made = make(*(self._stored[key].astype(np.float64) for key in keys))
-        self._folded(name, keys, how, np.ascontiguousarray(made, np.float32))
+        self.tensors[name] = np.ascontiguousarray(made, np.float32)
+        self.origins[name] = _folded(keys, how)
 
     def fold_rows(self, name: str, keys: tuple[str, ...], how: str, make: Callable[..., np.ndarray]) -> None:
-        """As ``fold``, for what is made of each row of axis 0 by itself: float64 is large."""
+        """As ``fold``, for what is large: made when it is asked for, each row of axis 0 by itself."""
         stored = [self._stored[key] for key in keys]
-        made = np.empty(stored[-1].shape, np.float32)
-        for row in range(len(made)):
-            made[row] = make(*(array[row].astype(np.float64) for array in stored))
-        self._folded(name, keys, how, made)
 
-    def _folded(self, name: str, keys: tuple[str, ...], how: str, made: np.ndarray) -> None:
-        self.tensors[name], self.origins[name] = made, Origin(keys, f"{how}, in float64, rounded once")
+        def rows() -> np.ndarray:
+            made = np.empty(stored[-1].shape, np.float32)
+            for row in range(len(made)):
+                made[row] = make(*(array[row].astype(np.float64) for array in stored))
+            for array in stored:
+                release(array)
+            return made
+
+        self.makers[name], self.origins[name] = (stored[-1].shape, rows), _folded(keys, how)
+
+
+def _folded(keys: tuple[str, ...], how: str) -> Origin:
+    return Origin(keys, f"{how}, in float64, rounded once")
 
 
 def named(
     stored: Mapping[str, np.ndarray], config: Config
-) -> tuple[dict[str, np.ndarray], dict[str, Origin]]:
+) -> tuple[Mapping[str, np.ndarray], dict[str, Origin]]:
     """State dict tensors and their origins, from tensors under the published keys."""
     names = _Names(stored)
     for key in stored:
@@ -66,7 +77,7 @@ def named(
         elif key.startswith(T5):
             _text(names, key)
     _conditioning(names)
-    return names.tensors, names.origins
+    return Folding(names.tensors, names.makers), names.origins
 
 
 def _text(names: _Names, key: str) -> None:
