@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,15 @@ from support import digests
 
 from coreproof import catalog
 from coreproof.convert.export import export, select
+from coreproof.errors import JudgedBadError
 from coreproof.mil.program import Program
 from coreproof.mil.types import TensorType
 from coreproof.mil.weights import weights
-from coreproof.package.manifest import Manifest, load_manifest
+from coreproof.package.manifest import Manifest, digest_files, load_manifest
 from coreproof.package.reader import open_package
 from coreproof.prove import prove
 from coreproof.validate import Validation, validate
+from coreproof.weights_only import WeightsOnly, verify_weights
 from coreproof_exporters.tangoflux import checkpoint as reader
 from coreproof_exporters.tangoflux import recipe
 from coreproof_exporters.tangoflux.architecture import SIZES, tangoflux_shapes
@@ -73,6 +77,46 @@ def test_the_whole_transformer_is_accounted_for(manifest: Manifest) -> None:
             keys = {key for weight in package.weights for key in weight.keys}
             # What has fewer than ten elements lies in the program; nothing of a transformer does.
             assert keys == expected, package.package
+
+
+def test_numpy_alone_finds_every_weight_in_the_checkpoint(
+    tangoflux_folder: Path, tangoflux_build: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    def verified(build: Path) -> WeightsOnly:
+        return verify_weights(build, catalog.find("tangoflux"), tangoflux_folder, quiet)
+
+    found = verified(tangoflux_build)
+    assert found.passed, found.findings
+    assert [(p.package, p.weights) for p in found.packages] == [
+        (p.package, len(p.weights)) for p in manifest.packages
+    ]
+    forged = tmp_path / "forged"
+    shutil.copytree(tangoflux_build, forged)
+    path = forged / "tangoflux_transformer_fp16.mlpackage" / "Data/com.apple.CoreML/weights/weight.bin"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    own = load_manifest(forged)
+    signed = replace(own, files=digest_files(forged, [f.path for f in own.files]))
+    (forged / "coreproof.json").write_bytes(signed.to_bytes())
+    assert not verified(forged).passed
+
+
+def test_the_tokenizer_is_the_checkpoint_s_and_the_manifest_s(
+    tangoflux_folder: Path, tangoflux_build: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    (listed,) = (f for f in manifest.files if f.path == "tokenizer.json")
+    (source,) = (f for f in manifest.checkpoint.files if f.path == "tokenizer.json")
+    assert listed == source
+    other = tmp_path / "other"
+    shutil.copytree(tangoflux_build, other)
+    with (other / "tokenizer.json").open("a") as stream:
+        stream.write(" ")
+    with pytest.raises(JudgedBadError, match=r"tokenizer\.json has"):
+        validate(other, catalog.find("tangoflux"))
+    (other / "tokenizer.json").unlink()
+    with pytest.raises(JudgedBadError, match=r"tokenizer\.json is missing"):
+        validate(other, catalog.find("tangoflux"))
 
 
 def test_the_contract_is_the_published_one(manifest: Manifest) -> None:
