@@ -7,7 +7,6 @@ the start of Python and the import of torch, coremltools or onnxruntime.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from export_arms import EXPORT_ARMS, EXPORT_NEEDS
 from flux_arms import FLUX_ARMS, FLUX_NEEDS
 from graph_arms import GRAPH_ARMS, GRAPH_NEEDS
 from mrt2_arms import MRT2_ARMS, MRT2_NEEDS
-from timing import Predict, onnx_session, predictions, seconds
+from timing import Predict, conversion, onnx_session, predictions, seconds
 
 if TYPE_CHECKING:
     import torch
@@ -92,20 +91,15 @@ def plain_export(folder: Path) -> dict[str, float]:
 
     ct = coremltools()
 
-    def convert(package: Path) -> None:
+    def convert() -> Any:
         with torch.no_grad():
             traced = torch.jit.trace(plain_module(), example_tensors(), check_trace=False)
         inputs = [
             ct.TensorType(name, array.shape, array.dtype.type) for name, array in example_inputs().items()
         ]
-        ct.convert(traced, inputs=inputs).save(str(package))
-        for path in (package, *package.rglob("*")):
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+        return ct.convert(traced, inputs=inputs)
 
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        return {"seconds": seconds(partial(convert, Path(temporary) / "minilm.mlpackage"))}
+    return conversion(folder, convert)
 
 
 def mil(variant: str, mode: str, folder: Path) -> dict[str, float]:

@@ -3,14 +3,13 @@ disk; opened and run."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from timing import Predict, predictions, seconds
+from timing import Predict, conversion, predictions, seconds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +54,7 @@ def plain_export(folder: Path) -> dict[str, float]:
 
     ct = coremltools()
 
-    def work(package: Path) -> None:
+    def convert() -> Any:
         with torch.device("meta"):
             module = Transformer(CONFIG)
         module.load_state_dict(load_file(folder / CHECKPOINT / FILE), assign=True)
@@ -64,14 +63,9 @@ def plain_export(folder: Path) -> dict[str, float]:
             examples = tuple(torch.ones(shape) for shape in shapes.values())
             traced = torch.jit.trace(module.eval(), examples, check_trace=False)
         types = [ct.TensorType(name, shape) for name, shape in shapes.items()]
-        ct.convert(traced, inputs=types, minimum_deployment_target=ct.target.iOS18).save(str(package))
-        for path in (package, *package.rglob("*")):
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+        return ct.convert(traced, inputs=types, minimum_deployment_target=ct.target.iOS18)
 
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        return {"seconds": seconds(partial(work, Path(temporary) / "dit.mlpackage"))}
+    return conversion(folder, convert)
 
 
 def mil(folder: Path) -> dict[str, float]:

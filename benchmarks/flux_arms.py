@@ -3,14 +3,13 @@ disk to an fp16 package flushed to disk; and one step of the fp32 package and of
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from timing import Predict, predictions, seconds
+from timing import Predict, conversion, predictions, seconds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,20 +50,15 @@ def plain_export(folder: Path) -> dict[str, float]:
 
     ct = coremltools()
 
-    def work(package: Path) -> None:
+    def convert() -> Any:
         module, shapes = _module(folder), {name: array.shape for name, array in _step().items()}
         with torch.no_grad():
             examples = tuple(torch.ones(shape) for shape in shapes.values())
             traced = torch.jit.trace(module, examples, check_trace=False)
         types = [ct.TensorType(name, shape) for name, shape in shapes.items()]
-        ct.convert(traced, inputs=types, minimum_deployment_target=ct.target.iOS18).save(str(package))
-        for path in (package, *package.rglob("*")):
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+        return ct.convert(traced, inputs=types, minimum_deployment_target=ct.target.iOS18)
 
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        return {"seconds": seconds(partial(work, Path(temporary) / "plain.mlpackage"))}
+    return conversion(folder, convert)
 
 
 def _module(folder: Path) -> torch.nn.Module:

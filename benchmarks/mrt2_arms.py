@@ -3,14 +3,13 @@ on disk to a package flushed to disk; and a step of the temporal body."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from timing import Predict, predictions, seconds
+from timing import Predict, conversion, predictions, seconds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +62,7 @@ def plain_export(name: str, folder: Path) -> dict[str, float]:
 
     ct = coremltools()
 
-    def work(package: Path) -> None:
+    def convert() -> Any:
         checkpoint, stage = _plain(folder, "fp16", name)
         with torch.no_grad():
             examples = tuple(torch.ones(i.shape) for i in stage.inputs)
@@ -72,20 +71,15 @@ def plain_export(name: str, folder: Path) -> dict[str, float]:
         def tensor(spec: Any, **more: Any) -> Any:
             return ct.TensorType(dtype=np.dtype(NUMPY[spec.dtype]).type, **more)
 
-        ct.convert(
+        return ct.convert(
             traced,
             inputs=[tensor(i, name=i.name, shape=i.shape) for i in stage.inputs],
             outputs=[tensor(o, name=o.name) for o in stage.outputs],
             states=[ct.StateType(tensor(s, shape=s.shape), name=s.name) for s in stage.states] or None,
             minimum_deployment_target=getattr(ct.target, stage.target),
-        ).save(str(package))
-        for path in (package, *package.rglob("*")):
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+        )
 
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        return {"seconds": seconds(partial(work, Path(temporary) / "plain.mlpackage"))}
+    return conversion(folder, convert)
 
 
 def _plain(folder: Path, variant: str, name: str) -> tuple[Checkpoint, Stage]:

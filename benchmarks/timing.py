@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -42,6 +43,22 @@ def predictions(
         "first": first,
         "warm": median(seconds(predict) for _ in range(runs)),
     }
+
+
+def conversion(folder: Path, convert: Callable[[], Any]) -> dict[str, float]:
+    """Seconds that ``convert`` takes to make a coremltools model, with saving it in ``folder`` and flushing it
+    to disk."""
+
+    def work() -> None:
+        convert().save(str(package))
+        for path in (package, *package.rglob("*")):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        package = Path(temporary) / "plain.mlpackage"
+        return {"seconds": seconds(work)}
 
 
 def seconds(work: Callable[[], object]) -> float:

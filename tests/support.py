@@ -65,3 +65,18 @@ def sign(build: Path, **changes: object) -> Manifest:
     signed = replace(manifest, files=digest_files(build, present), **changes)  # type: ignore[arg-type]
     (build / MANIFEST).write_bytes(signed.to_bytes())
     return signed
+
+
+# How a program in a child process begins that must do without torch, coremltools and official code.
+WITHOUT_TORCH = """
+import sys
+
+BLOCKED = ("torch", "coremltools", "diffusers", "transformers", "tangoflux")
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+"""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.io import wavfile
-from support import Cli
+from support import WITHOUT_TORCH, Cli
 
 from coreproof.audio import stft
 from coreproof.audio.noise import GumbelNoise
@@ -147,17 +147,11 @@ def test_a_late_feedback_is_another_piece(build: Path, official: Arrays) -> None
 
 # The loop without torch and coremltools: a backend in the child replays what mil gave in here.
 
-CHILD = """
-import json, sys
+CHILD = (
+    WITHOUT_TORCH
+    + """
+import json
 from pathlib import Path
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "coremltools"):
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocked())
-
 import numpy as np
 from coreproof_exporters.mrt2 import host, pipeline
 
@@ -183,6 +177,7 @@ sound = pipeline.generate(Path(sys.argv[1]), 0.12, "any", json.loads(sys.argv[3]
 assert not {"torch", "coremltools"} & set(sys.modules)
 np.save(sys.argv[4], sound.samples)
 """
+)
 
 
 class Recorder:

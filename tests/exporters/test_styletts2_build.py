@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.io import wavfile
-from support import Cli, digests
+from support import WITHOUT_TORCH, Cli, digests
 
 from coreproof import catalog
 from coreproof.backends import Target, create
@@ -270,16 +270,9 @@ def test_planted_defects_are_caught(
 
 
 # The loop without torch and coremltools: a backend in the child replays what mil gave in here.
-CHILD = """
-import sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "coremltools"):
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocked())
-
+CHILD = (
+    WITHOUT_TORCH
+    + """
 import numpy as np
 from pathlib import Path
 from coreproof_exporters.styletts2 import pipeline, synthesizer
@@ -301,6 +294,7 @@ sound = pipeline.generate(Path(sys.argv[1]), 1.0, "any", options)
 assert not {"torch", "coremltools"} & set(sys.modules)
 np.save(sys.argv[4], sound.samples)
 """
+)
 
 
 class Recorder:

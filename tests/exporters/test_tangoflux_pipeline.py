@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.io import wavfile
-from support import Cli
+from support import WITHOUT_TORCH, Cli
 
 from coreproof.errors import InputError, PackageError, UsageError
 from coreproof.parity.metrics import METRICS
@@ -139,20 +139,13 @@ def test_a_sweep_of_nothing_is_refused(tangoflux_build: Path, cli: Cli, values: 
     assert "write NAME=VALUE,VALUE" in ended.err
 
 
-WITHOUT = """
-import sys
+WITHOUT = (
+    WITHOUT_TORCH
+    + """
 from pathlib import Path
 
 import numpy as np
 
-BLOCKED = ("torch", "diffusers", "transformers", "coremltools", "tangoflux")
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocked())
 from coreproof.package.manifest import load_manifest
 from coreproof_exporters.tangoflux.pipeline import TextToAudio
 
@@ -181,6 +174,7 @@ assert made.audio.shape == (88200, 2)
 assert not set(BLOCKED) & {name.partition(".")[0] for name in sys.modules}
 print("done")
 """
+)
 
 
 def test_the_loop_needs_neither_torch_nor_diffusers(tangoflux_build: Path) -> None:
