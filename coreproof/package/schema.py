@@ -142,5 +142,5 @@ def _declare(
 
 MESSAGES = _messages()
 MESSAGES["ValueType"].shared = True
-MODEL, DESCRIPTION = MESSAGES["Model"], MESSAGES["ModelDescription"]
+MODEL = MESSAGES["Model"]
 MODEL_TYPES = {tag >> 3: f.name for tag, f in MODEL.fields.items() if f.others}
