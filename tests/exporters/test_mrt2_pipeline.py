@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from replay import assert_replays
 from scipy.io import wavfile
-from support import WITHOUT_TORCH, Cli
+from support import Cli
 
 from coreproof.audio import stft
 from coreproof.audio.noise import GumbelNoise
 from coreproof.audio.rvq import embed
 from coreproof.audio.stft import InverseStft
-from coreproof.backends import Target, create
 from coreproof.errors import InputError, PackageError, UsageError
 from coreproof.package.manifest import load_manifest
 from coreproof.parity.metrics import METRICS
@@ -145,72 +143,10 @@ def test_a_late_feedback_is_another_piece(build: Path, official: Arrays) -> None
     assert not np.array_equal(drawn[1], on_time[1])
 
 
-# The loop without torch and coremltools: a backend in the child replays what mil gave in here.
-
-CHILD = (
-    WITHOUT_TORCH
-    + """
-import json
-from pathlib import Path
-import numpy as np
-from coreproof_exporters.mrt2 import host, pipeline
-
-recorded = np.load(sys.argv[2], allow_pickle=False)
-
-class Replay:
-    def load(self, target):
-        self.package, self.call = target.package.name, 0
-
-    def make_state(self):
-        return None
-
-    def predict(self, inputs, state):
-        prefix = f"{self.package}/{self.call}/"
-        self.call += 1
-        found = {n.removeprefix(prefix): recorded[n] for n in recorded.files if n.startswith(prefix)}
-        for name, array in inputs.items():
-            np.testing.assert_array_equal(array, found[f"in/{name}"])
-        return {n.removeprefix("out/"): a for n, a in found.items() if n.startswith("out/")}
-
-host.create = lambda name: Replay()
-sound = pipeline.generate(Path(sys.argv[1]), 0.12, "any", json.loads(sys.argv[3]))
-assert not {"torch", "coremltools"} & set(sys.modules)
-np.save(sys.argv[4], sound.samples)
-"""
-)
-
-
-class Recorder:
-    def __init__(self, calls: dict[str, np.ndarray]) -> None:
-        self.runner, self.calls, self.call = create("mil"), calls, 0
-
-    def load(self, target: Target) -> None:
-        self.runner.load(target)
-        self.package = target.package.name
-
-    def make_state(self) -> Any:
-        return self.runner.make_state()
-
-    def predict(self, inputs: Arrays, state: Any) -> dict[str, np.ndarray]:
-        outputs = self.runner.predict(inputs, state)
-        for kind, arrays in (("in", inputs), ("out", outputs)):
-            self.calls |= {f"{self.package}/{self.call}/{kind}/{n}": a.copy() for n, a in arrays.items()}
-        self.call += 1
-        return outputs
-
-
 def test_the_loop_needs_neither_torch_nor_coremltools(
     build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: dict[str, np.ndarray] = {}
-    monkeypatch.setattr(host, "create", lambda _: Recorder(calls))
-    sound = pipeline.generate(build, 0.12, "any", FP32)
-    np.savez(tmp_path / "calls.npz", **calls)  # type: ignore[arg-type]
-    arguments = [str(build), str(tmp_path / "calls.npz"), json.dumps(FP32), str(tmp_path / "samples.npy")]
-    command = [sys.executable, "-c", CHILD, *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    np.testing.assert_array_equal(np.load(tmp_path / "samples.npy"), sound.samples)
+    assert_replays(monkeypatch, tmp_path, build, (host, pipeline), 0.12, FP32)
 
 
 def test_generate_writes_what_is_asked(build: Path, tmp_path: Path) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from replay import assert_replays
 from scipy.io import wavfile
-from support import WITHOUT_TORCH, Cli, digests
+from support import Cli, digests
 
 from coreproof import catalog
 from coreproof.backends import Target, create
@@ -269,61 +268,11 @@ def test_planted_defects_are_caught(
     assert not any(verdicts)
 
 
-# The loop without torch and coremltools: a backend in the child replays what mil gave in here.
-CHILD = (
-    WITHOUT_TORCH
-    + """
-import numpy as np
-from pathlib import Path
-from coreproof_exporters.styletts2 import pipeline, synthesizer
-
-recorded = np.load(sys.argv[2], allow_pickle=False)
-
-class Replay:
-    def load(self, target):
-        self.place, self.call = f"{target.package.name}/{target.function_name}", 0
-
-    def predict(self, inputs):
-        prefix = f"{self.place}/{self.call}/"
-        self.call += 1
-        return {n.removeprefix(prefix): recorded[n] for n in recorded.files if n.startswith(prefix)}
-
-synthesizer.create = lambda name: Replay()
-options = {"ipa": "h\u025blo\u028a.", "reference": sys.argv[3]}
-sound = pipeline.generate(Path(sys.argv[1]), 1.0, "any", options)
-assert not {"torch", "coremltools"} & set(sys.modules)
-np.save(sys.argv[4], sound.samples)
-"""
-)
-
-
-class Recorder:
-    def __init__(self, calls: dict[str, np.ndarray]) -> None:
-        self.runner, self.calls, self.call = create("mil"), calls, 0
-
-    def load(self, target: Target) -> None:
-        self.runner.load(target)
-        self.place = f"{target.package.name}/{target.function_name}"
-
-    def predict(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        outputs = self.runner.predict(inputs)
-        self.calls |= {f"{self.place}/{self.call}/{n}": a.copy() for n, a in outputs.items()}
-        self.call += 1
-        return outputs
-
-
 def test_the_loop_needs_neither_torch_nor_coremltools(
     build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: dict[str, np.ndarray] = {}
-    monkeypatch.setattr(synthesizer, "create", lambda _: Recorder(calls))
-    clip = clip_file(tmp_path)
-    sound = pipeline.generate(build, 1.0, "any", {"ipa": "hɛloʊ.", "reference": str(clip)})
-    np.savez(tmp_path / "calls.npz", **calls)  # type: ignore[arg-type]
-    arguments = [str(build), str(tmp_path / "calls.npz"), str(clip), str(tmp_path / "samples.npy")]
-    ended = subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    np.testing.assert_array_equal(np.load(tmp_path / "samples.npy"), sound.samples)
+    options = {"ipa": "hɛloʊ.", "reference": str(clip_file(tmp_path))}
+    assert_replays(monkeypatch, tmp_path, build, (synthesizer, pipeline), 1.0, options)
 
 
 def clip_file(folder: Path) -> Path:
