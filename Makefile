@@ -60,6 +60,7 @@ reference-mrt2: venv .venv-mrt2/.done
 	$(BIN)/coreproof synth mrt2 --size small+encoder --seed 0 --output checkpoints/mrt2-small+encoder-0
 	$(BIN)/coreproof reference mrt2 --checkpoint checkpoints/mrt2-small+encoder-0 --output fixtures/mrt2
 	$(BIN)/python tests/exporters/musiccoca_stand_in.py
+	$(BIN)/python tests/exporters/loud_decoders.py
 
 reference-tangoflux: venv
 	$(BIN)/coreproof synth tangoflux --size small --seed 0 --output checkpoints/tangoflux-small-0

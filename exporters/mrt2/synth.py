@@ -10,6 +10,7 @@ gives the same bytes on every CPU.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -64,8 +65,19 @@ _STATISTICS = {
     "*/decoder_[45]/*/bias": (0.0, 50.0),
     "*/soundstream/*/bias": (0.0, 0.3),
 }
+# Codec decoders of plain spreads whose tails leave the range of fp16 by these gains of three blocks. With the
+# first the stream peaks near 6e5, its output near 3e3, and nothing of plain fp16 is finite; with the second
+# most is.
+_TAILS = {"+loud": (7.0, 10.0, 20.0), "+edge": (7.0, 8.0, 8.0)}
+_TAIL_STATISTICS = {
+    "*/decoder_6/*/kernel": (0.0, 0.15),
+    "*/base_conv_last/conv/kernel": (0.0, 0.05),
+    "*/soundstream/*/kernel": (0.0, 1.0),
+    "*/decoder_[345]/*/bias": (0.0, 1.0),
+    "*/soundstream/*/bias": (0.0, 0.02),
+}
 _ENCODER = "+encoder"
-SYNTH_SIZES = ("small", "full", f"small{_ENCODER}", f"full{_ENCODER}")
+SYNTH_SIZES = tuple(f"{size}{more}" for more in ("", _ENCODER, *_TAILS) for size in ("small", "full"))
 _OVERRIDES = {"*/to_logits/kernel": (0.0, 3.0)}
 
 _INPUT_SPREAD = 0.55  # of a frame's temporal input, the mean of 12 tokens, as published
@@ -76,36 +88,54 @@ _CODEBOOK_SPREAD = 0.3  # of the first level; each further level is finer
 _CODEBOOK_DECAY = 0.85
 
 
+@dataclass(frozen=True, slots=True)
+class _Spreads:
+    """Pattern, mean and spread as in _STATISTICS, and how much finer each level of codebooks is."""
+
+    statistics: tuple[tuple[str, tuple[float, float]], ...]
+    codebook_decay: float
+
+
 def synth(folder: Path, size: str, seed: int) -> None:
     """Write ``mrt2_small.safetensors`` and ``synth.json`` into ``folder``, which is created. ``size``
-    is ``small`` or ``full``, or one of them with ``+encoder``, which also writes ``encoder.safetensors``;
-    ``seed`` is not negative.
+    is ``small`` or ``full``, or one of them with ``+encoder``, which also writes ``encoder.safetensors``, or
+    with ``+loud`` or ``+edge``, which have other codec decoders; ``seed`` is not negative.
 
     Raises UsageError for another size or seed.
     """
     check_request(size, SYNTH_SIZES, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    config = SIZES[size.removesuffix(_ENCODER)]
-    save_file(_tensors(config, shapes(config), seed), folder / FILE)
+    config, spreads = SIZES[size.partition("+")[0]], _spreads(size)
+    save_file(_tensors(config, shapes(config), seed, spreads), folder / FILE)
     if size.endswith(_ENCODER):
-        save_file(_tensors(config, analysis_shapes(config), seed), folder / ENCODER_FILE)
+        save_file(_tensors(config, analysis_shapes(config), seed, spreads), folder / ENCODER_FILE)
     write_note(folder, "mrt2", size, seed)
 
 
-def _tensors(config: Config, table: Shapes, seed: int) -> dict[str, np.ndarray]:
+def _spreads(size: str) -> _Spreads:
+    usual = (*_OVERRIDES.items(), *_STATISTICS.items())
+    gains = next((gains for tail, gains in _TAILS.items() if size.endswith(tail)), None)
+    if gains is None:
+        return _Spreads(usual, _CODEBOOK_DECAY)
+    raised = {f"*/decoder_{block}/*/kernel": (0.0, gain) for block, gain in enumerate(gains, 3)}
+    return _Spreads((*raised.items(), *_TAIL_STATISTICS.items(), *usual), 1.0)
+
+
+def _tensors(config: Config, table: Shapes, seed: int, spreads: _Spreads) -> dict[str, np.ndarray]:
     generator = np.random.Generator(np.random.PCG64(seed))
-    return {key: _draw(generator, key, shape, config) for key, shape in sorted(table.items())}
+    return {key: _draw(generator, key, shape, config, spreads) for key, shape in sorted(table.items())}
 
 
-def _draw(generator: np.random.Generator, key: str, shape: tuple[int, ...], config: Config) -> np.ndarray:
+def _draw(
+    generator: np.random.Generator, key: str, shape: tuple[int, ...], config: Config, spreads: _Spreads
+) -> np.ndarray:
     drawn = bell(generator, shape)
     if key == TOKEN_EMBEDDING:
         return _embedding(drawn, config)
     if key == QUANTIZER:
-        decay = np.cumprod([_CODEBOOK_SPREAD, *[_CODEBOOK_DECAY] * (shape[0] - 1)])
+        decay = np.cumprod([_CODEBOOK_SPREAD, *[spreads.codebook_decay] * (shape[0] - 1)])
         return (drawn * decay[:, np.newaxis, np.newaxis]).astype(np.float32)
-    statistics = _OVERRIDES | _STATISTICS
-    mean, spread = next(value for pattern, value in statistics.items() if fnmatchcase(key, pattern))
+    mean, spread = next(value for pattern, value in spreads.statistics if fnmatchcase(key, pattern))
     if key.endswith("kernel"):
         spread /= math.sqrt(_fan_in(key, shape))
     elif key.endswith("sink_key_embeddings"):
