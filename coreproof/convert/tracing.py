@@ -128,12 +128,54 @@ def _convolve_transposed(self: Any, input: Tensor, output_size: list[int] | None
     return torch._convolution(input, self.weight, self.bias, *how, *_CUDNN)
 
 
-_CONVOLUTIONS = [
+_CALL = compile("torch._convolution(*arguments)", "<trace>", "eval")
+
+
+def _convolve_transposed_by(*given: Any, **named: Any) -> Tensor:
+    """In place of the transposed convolutions of ``torch.nn.functional``. The innermost function is then the
+    module's own, so the call is made where its names hold."""
+    arguments = (*_transposed(*given, **named), *_CUDNN)
+    made: Tensor = eval(_CALL, {"arguments": arguments, "torch": torch}, sys._getframe(1).f_locals)
+    return made
+
+
+def _transposed(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> tuple[Any, ...]:
+    axes = weight.dim() - 2
+    if input.dim() != axes + 2:
+        raise _NeedsData("a transposed convolution without a batch is several ops")
+
+    def each(numbers: Any) -> tuple[int, ...]:
+        return (numbers,) * axes if isinstance(numbers, int) else tuple(numbers)
+
+    return (
+        input,
+        weight,
+        bias,
+        each(stride),
+        each(padding),
+        each(dilation),
+        True,
+        each(output_padding),
+        groups,
+    )
+
+
+_CONVOLUTIONS: list[tuple[Any, str, Any]] = [
     *((kind, "_conv_forward", _convolve) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)),
     *(
         (kind, "forward", _convolve_transposed)
         for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     ),
+    *((nn.functional, f"conv_transpose{axes}d", _convolve_transposed_by) for axes in (1, 2, 3)),
 ]
 
 

@@ -187,6 +187,13 @@ ENDLESS = drawn(32, 24)
 ENDLESS[3, 4] = -np.inf
 TINY = np.full((32, 24), 2.0**-26, np.float32)
 
+
+def upsampled(g: Graph, x: Tensor) -> Tensor:
+    """What is given to the one function has a name, to the other none."""
+    rows = F.conv_transpose2d(x, g.weight, None, (2, 1))
+    return F.conv_transpose1d(F.elu(rows[:, :, 0]), g.other, g.bias, 2, dilation=1, padding=1) + rows.mean()
+
+
 CASES: Mapping[str, Case] = {
     "kept": LINEAR,
     "kept in fp32": replace(LINEAR, precision=Precision("fp16", lambda op: op.op_type == "linear", "a case")),
@@ -233,6 +240,9 @@ CASES: Mapping[str, Case] = {
     "upsampled": filled(lambda: nn.ConvTranspose1d(8, 4, 6, 3, 1), (1, 8, 10)),
     "in groups": filled(lambda: nn.Conv2d(4, 6, (3, 1), (2, 1), (1, 0), (2, 1), 2, bias=False), (1, 4, 9, 5)),
     "upsampled in groups": filled(lambda: nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, 2, bias=False), (1, 4, 5, 4)),
+    "upsampled by functions": graph(
+        upsampled, (1, 4, 5, 4), weight=drawn(4, 6, 3, 2), other=drawn(6, 4, 3, seed=1), bias=drawn(4)
+    ),
     "padded by a rule": filled(
         lambda: nn.Sequential(nn.Conv1d(4, 4, 3, padding="same"), nn.Conv1d(4, 2, 3, 1, 1, padding_mode="reflect")),
         (1, 4, 9),

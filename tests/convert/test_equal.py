@@ -51,7 +51,16 @@ def test_the_same_bytes_as_plain_conversion(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["kept", "convolved", "in groups", "upsampled", "upsampled in groups", "weight norm"]
+    "name",
+    [
+        "kept",
+        "convolved",
+        "in groups",
+        "upsampled",
+        "upsampled in groups",
+        "upsampled by functions",
+        "weight norm",
+    ],
 )
 def test_nothing_is_computed_to_trace_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first trace, on shapes alone, is the one taken; convolutions too."""
