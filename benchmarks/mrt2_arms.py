@@ -20,18 +20,24 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "mrt2"
 BUILD = "mrt2-build"
-# Stages of the variant fp16, the carry graph first: the largest.
-STAGES = (
+# Name -> variant and stage.
+_BOTH = (
     "temporal_carry",
-    "temporal_stateful",
     "depth_rollout",
+    "spectrostream_decoder_5",
     "spectrostream_decoder_25",
     "spectrostream_decoder_streaming",
 )
+STAGES = {
+    **{stage: ("fp16", stage) for stage in (*_BOTH, "temporal_stateful")},
+    **{f"{stage} fp32": ("fp32", stage) for stage in _BOTH},
+    **{stage: ("fp32", stage) for stage in ("depth_logits", "conditioning_encoder")},
+    "temporal_published_contract": ("published_contract", "temporal_published_contract"),
+}
 RUNS = 20
 
 
-def coreproof_export(stage: str, folder: Path) -> dict[str, float]:
+def coreproof_export(name: str, folder: Path) -> dict[str, float]:
     """One stage's build: all checked, hashed and flushed to disk."""
     import torch  # noqa: F401
 
@@ -39,7 +45,7 @@ def coreproof_export(stage: str, folder: Path) -> dict[str, float]:
 
     coremltools()
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        return {"seconds": seconds(partial(_export, folder, "fp16", stage, Path(temporary) / "build"))}
+        return {"seconds": seconds(partial(_export, folder, *STAGES[name], Path(temporary) / "build"))}
 
 
 def _export(folder: Path, variant: str, stage: str, build: Path) -> None:
@@ -63,9 +69,11 @@ def plain_export(name: str, folder: Path) -> dict[str, float]:
     ct = coremltools()
 
     def convert() -> Any:
-        checkpoint, stage = _plain(folder, "fp16", name)
+        checkpoint, stage = _plain(folder, *STAGES[name])
+        precision = ct.precision.FLOAT32 if stage.precision.compute == "fp32" else ct.precision.FLOAT16
         with torch.no_grad():
-            examples = tuple(torch.ones(i.shape) for i in stage.inputs)
+            whole = {"int32": torch.int32}
+            examples = tuple(torch.ones(i.shape, dtype=whole.get(i.dtype)) for i in stage.inputs)
             traced = torch.jit.trace(stage.module(checkpoint).eval(), examples, check_trace=False)
 
         def tensor(spec: Any, **more: Any) -> Any:
@@ -77,6 +85,7 @@ def plain_export(name: str, folder: Path) -> dict[str, float]:
             outputs=[tensor(o, name=o.name) for o in stage.outputs],
             states=[ct.StateType(tensor(s, shape=s.shape), name=s.name) for s in stage.states] or None,
             minimum_deployment_target=getattr(ct.target, stage.target),
+            compute_precision=precision,
         )
 
     return conversion(folder, convert)

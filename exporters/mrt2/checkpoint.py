@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from coreproof.convert.checkpoint import Checkpoint, digest, some
+from coreproof.convert.checkpoint import Checkpoint, some
+from coreproof.convert.later import Hashed
 from coreproof.convert.mapped import is_finite
 from coreproof.convert.synthetic import read_seed
 from coreproof.errors import CheckpointError
@@ -58,22 +59,21 @@ def load(path: Path) -> Checkpoint:
     file = path / FILE if path.is_dir() else path
     if not file.is_file() or file.suffix != ".safetensors":
         raise CheckpointError(f"{file} is no file; expected {FILE} of google/magenta-realtime-2")
+    encoder = file.with_name(ENCODER_FILE)
+    digests = Hashed(file.parent, [file.name, *([ENCODER_FILE] if encoder.is_file() else [])])
     arrays = _mapped(file)
     config = _config(file, arrays)
     stored, unused = _stored(file, arrays, shapes(config))
-    files = [digest(file)]
-    # No published sha256 of the encoder is known, so with one the checkpoint is not known to be published.
-    published = files[0].sha256 == PUBLISHED_SHA256
-    encoder = file.with_name(ENCODER_FILE)
     if encoder.is_file():
         found, _ = _stored(encoder, _mapped(encoder), analysis_shapes(config))
         stored |= found
-        files.insert(0, digest(encoder))
-        published = False
     tensors, origins = named(stored, config)
     levels, quantizers = config["levels"], config["quantizers"]
+    # No published sha256 of the encoder is known, so with one the checkpoint is not known to be published.
+    files = tuple(digests)
+    published = [f.sha256 for f in files] == [PUBLISHED_SHA256]
     return Checkpoint(
-        files=tuple(files),
+        files=files,
         config=config,
         tensors=tensors,
         origins=origins,

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from coreproof.convert.checkpoint import Origin
+from coreproof.convert.later import Folding
 from coreproof_exporters.mrt2.architecture import (
     ANALYSIS,
     ANALYSIS_BLOCKS,
@@ -57,7 +59,11 @@ class _Names:
     def __init__(self, stored: Mapping[str, Stored]) -> None:
         self._stored = stored
         self.tensors: dict[str, np.ndarray] = {}
+        self.makers: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]] = {}
         self.origins: dict[str, Origin] = {}
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._stored[key].array.shape
 
     def put(
         self,
@@ -65,16 +71,21 @@ class _Names:
         keys: str | tuple[str, ...],
         make: Callable[..., np.ndarray] = lambda array: array,
         how: str = "",
+        later: tuple[int, ...] | None = None,
     ) -> None:
+        """``later``: the shape of a tensor that is only made when it is asked for, as most stages never do."""
         found = [self._stored[key] for key in ((keys,) if isinstance(keys, str) else keys)]
-        made = make(*(f.array for f in found))
-        self.tensors[name] = made
+        made = partial(make, *(f.array for f in found))
+        if later is None:
+            self.tensors[name] = made()
+        else:
+            self.makers[name] = later, made
         parts = " and ".join(f.part for f in found if f.part)
         steps = "; ".join(step for step in (parts, how) if step)
         self.origins[name] = Origin(tuple(f.key for f in found), steps or "identity")
 
 
-def named(stored: Mapping[str, Stored], config: Config) -> tuple[dict[str, np.ndarray], dict[str, Origin]]:
+def named(stored: Mapping[str, Stored], config: Config) -> tuple[Folding, dict[str, Origin]]:
     """State dict tensors and their origins, from tensors under the published keys."""
     names = _Names(stored)
     _temporal(names, config)
@@ -83,7 +94,7 @@ def named(stored: Mapping[str, Stored], config: Config) -> tuple[dict[str, np.nd
     _codec(names, config)
     if any(key.startswith(ANALYSIS) for key in stored):
         _analysis(names)
-    return names.tensors, names.origins
+    return Folding(names.tensors, names.makers), names.origins
 
 
 def _temporal(names: _Names, config: Config) -> None:
@@ -128,12 +139,14 @@ def _attention(names: _Names, name: str, key: str, *, sinks: bool) -> None:
         names.put(f"{name}{norm}.weight", f"{key}{norm}/scale")
     inner = f"{key}attention/"
     scale = f"{inner}per_dim_scale"
+    inputs, heads, width = names.shape(f"{inner}query_projection/kernel")
     names.put(
         f"{name}query.weight",
         (f"{inner}query_projection/kernel", scale),
         lambda kernel, raw: _turned((kernel * _query_scale(raw)).astype(np.float32)),
         "first key times 1.442695041 log(1 + exp(second key)) / sqrt(its length), in float64, rounded once; "
         "as [heads * width, inputs]",
+        later=(heads * width, inputs),
     )
     for part in ("key", "value"):
         kernel = f"{inner}{part}_projection/kernel"
@@ -196,11 +209,13 @@ def _feed_forward(names: _Names, name: str, key: str) -> None:
 
 
 def _conditioning(names: _Names) -> None:
+    table, adapter = f"{STYLE}mulan_dequantizer/embedding", f"{STYLE}depth_input_adapter/kernel"
     names.put(
         "conditioning.style.weight",
-        (f"{STYLE}mulan_dequantizer/embedding", f"{STYLE}depth_input_adapter/kernel"),
+        (table, adapter),
         product,
         "first key times second key, rounded once",
+        later=(names.shape(table)[0], names.shape(adapter)[1]),
     )
     names.put("conditioning.controls.weight", CONTROL_EMBEDDING)
     names.put("conditioning.norm.weight", f"{ENCODER}encoder_ln/scale")
@@ -245,16 +260,18 @@ def _analysis(names: _Names) -> None:
 def _conv(names: _Names, name: str, key: str, *, flip: bool = False) -> None:
     """A kernel [height, width, in, out] as torch has it: [out, in, height, width], or for a transposed
     convolution [in, out, height, width] with both axes reversed, as JAX stores it unreversed."""
+    kernel = f"{key}conv/kernel"
     if flip:
         order, how = (2, 3, 0, 1), "reversed along axes 0 and 1, transposed [2, 3, 0, 1]"
     else:
         order, how = (3, 2, 0, 1), "transposed [3, 2, 0, 1]"
     names.put(
         f"{name}weight",
-        f"{key}conv/kernel",
+        kernel,
         # torch takes no negative strides, so only what is reversed is copied.
         lambda k: k[::-1, ::-1].transpose(order).copy() if flip else k.transpose(order),
         how,
+        later=tuple(names.shape(kernel)[axis] for axis in order) if flip else None,
     )
     names.put(f"{name}bias", f"{key}conv/bias")
     if not name.startswith("codec."):
