@@ -1,10 +1,11 @@
 """Export every stage of a checkpoint by itself: processor time, peak memory, size, and the same bytes twice.
 
-    python benchmarks/stages.py styletts2 CHECKPOINT -o build/stages [--variant V]... [--once]
+    python benchmarks/stages.py styletts2 CHECKPOINT -o build/stages [--variant V]... [--once | --against BUILD]
 
 Each stage is exported in a process of its own, whose peak memory is what the operating system reports, and
-a second time unless ``--once``. Writes ``stages.md``, a table, into the folder, and keeps the builds there;
-a stage that is there already is not exported again. Exit status 1 when bytes differ.
+a second time unless ``--once``; with ``--against``, the second is what BUILD has, which one process exported.
+Writes ``stages.md``, a table, into the folder, and keeps the builds there; a stage that is there already is not
+exported again. Exit status 1 when bytes differ.
 """
 
 from __future__ import annotations
@@ -80,8 +81,11 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--variant", action="append")
-    parser.add_argument("--once", action="store_true")
+    second = parser.add_mutually_exclusive_group()
+    second.add_argument("--once", action="store_true")
+    second.add_argument("--against", type=Path)
     given = parser.parse_args()
+    others = load_manifest(given.against) if given.against else None
     recipe = catalog.find(given.model).recipe()
     loaded = recipe.load(given.checkpoint)
     names = [(v, s.name) for v in given.variant or recipe.variants for s in recipe.stages(loaded, v)]
@@ -91,7 +95,9 @@ def main() -> int:
         build = given.output / f"{variant}-{stage}"
         row = export(given.model, given.checkpoint, variant, stage, build)
         row["twice"] = "not tried"
-        if not given.once:
+        if others is not None:
+            row["twice"] = "yes" if others.package_digest(row["package"]) == row["sha256"] else "NO"
+        elif not given.once:
             again = export(
                 given.model, given.checkpoint, variant, stage, build.with_name(f"{build.name}-again")
             )

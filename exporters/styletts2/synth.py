@@ -1,9 +1,11 @@
 """Write a synthetic ``epochs_2nd_00020.pth`` with ``config.yml``: the published keys and shapes, drawn weights.
 
 Default initialisation would test nothing: F0 would never pass the voicing threshold, every token would last
-25 frames, and the source would not be heard. So one unit of the prosody LSTM is made a voicing switch
-whose path to F0 is open, duration logits share one direction, and spreads are chosen so that style, text,
-noise and source all reach the waveform. Every number is an integer draw times a factor, and nothing is
+25 frames, and the source would not be heard. So a token decides by itself whether it is voiced, how high, and
+how long, duration logits share one direction, and spreads are chosen so that style, text, noise and source all
+reach the waveform. Phases are sums of F0 over a whole text, so no token hangs between voiced and unvoiced, and
+no layer on the way amplifies the rounding of its input much: float32 could not tell a good export from a bad one.
+Every number is an integer draw times a factor, and nothing is
 computed with a matrix product: the same seed gives the same bytes on every CPU.
 """
 
@@ -56,11 +58,14 @@ _GAINS: Mapping[str, float] = {
     "*.key.weight": 1.6,
     "*.to_q.weight": 1.6,
     "*.to_kv.weight": 1.6,
+    "predictor.text_encoder.lstms.*.fc.weight": 0.7,
+    "predictor.text_encoder.lstms.*.weight_ih_l0*": 1.2,
+    "predictor.text_encoder.lstms.*.weight_hh_l0*": 0.5,
     "*.fc.weight": 2.0,
     "*lstm*.weight_ih_l0*": 2.0,
     "*lstm*.weight_hh_l0*": 1.0,
     "predictor.shared.weight_ih_l0*": 1.5,
-    "predictor.shared.weight_hh_l0*": 1.0,
+    "predictor.shared.weight_hh_l0*": 0.5,
     "*.to_features.0.weight": 3.0,
     "*.to_out.1.weight": 0.07,
     "*.m_source.l_linear.weight": 3.0,
@@ -69,14 +74,21 @@ _GAINS: Mapping[str, float] = {
     "*.weight": 1.0,
 }
 
-_SWITCH_GAIN = 8.0  # how hard the voicing unit is driven
-_F0_SWITCH, _F0_MIDDLE, _F0_SPREAD = 620.0, 75.0, 26.0  # Hz
-_OPEN, _SHUT = 3.0, -3.0  # biases of the switch's gates
-_LEANING = 1.5  # of the switch towards voiced
-_QUIET = 0.02  # gain of what would blur the switch
+# Features of PL-BERT that tell voicing, height and length, and the middle of each: of the first two in a gap between
+# the values of tokens. How hard their relays are driven by the feature, and then each by the one before.
+_FEATURES = {"small": (29, 51, 1), "full": (495, 212, 1)}
+_CENTRES = {"small": (1.3238, -0.7113, 0.28), "full": (1.046, -0.4424, -2.62)}
+_FIRST_GAINS, _LATER_GAINS = (1000.0, 1000.0, 1.5), (20.0, 20.0, 1.0)
+_RELAY_GAIN = 0.3  # of a relay behind each norm, or a token that tips over would outweigh all others
+_OPEN = 20.0  # bias of a gate: 1 in float32, or 0
+_DEAF = (
+    0.02  # gain of what moves neither a gate nor a relay, but is not zero, so that int8 has a scale for it
+)
+_F0_RELAYS, _F0_MIDDLE, _F0_SPREAD = (620.0, 90.0), 75.0, 15.0  # Hz
+_QUIET = 0.002  # gain of what would blur the relays
 _STEEP = 1.2  # of the logits of one token
-_MEAN_DURATION = {"small": 4.4, "full": 8.5}  # frames
-_DURATION_GAIN = 9.0
+_MEAN_DURATION = 1.6  # frames
+_DURATION_GAIN, _DURATION_RELAY = 4.0, 9.5
 _STYLE_SPREAD = 0.1
 # Of a spectral-normed weight's known part, against the greatest singular value of the rest. Below 1 each
 # layer amplifies, so that clips stay apart.
@@ -123,8 +135,9 @@ def _tensors(size: str, seed: int) -> dict[str, np.ndarray]:
     drawn = {key: _draw(generator, key, shape) for key, shape in table}
     for key in [key for key in drawn if key.endswith(".weight_orig")]:
         _spectral(drawn, key.removesuffix(".weight_orig"))
-    _voicing(drawn, config)
-    _durations(drawn, _MEAN_DURATION[size])
+    _prosody(drawn, config, size)
+    _pitch(drawn, config)
+    _durations(drawn, config)
     for part in ("style_encoder", "predictor_encoder"):
         drawn[f"{part}.unshared.weight"] *= _STYLE_SPREAD
     return {key: np.ascontiguousarray(array, np.float32) for key, array in drawn.items()}
@@ -155,35 +168,71 @@ def _spectral(drawn: dict[str, np.ndarray], place: str) -> None:
     drawn[f"{place}.weight_v"] = right / math.sqrt(columns)
 
 
-def _voicing(drawn: dict[str, np.ndarray], config: Config) -> None:
-    """Unit 0 of the prosody LSTM switches between voiced and unvoiced, and its path to F0 is open."""
-    hidden = config["hidden"] // 2
-    unit = [gate * hidden for gate in range(4)]  # its rows for i, f, g, o
-    for gate, bias in zip(unit, (_OPEN, _SHUT, _LEANING, _OPEN), strict=True):
-        drawn["predictor.shared.weight_hh_l0"][gate] = 0.0
-        drawn["predictor.shared.weight_ih_l0"][gate] *= _SWITCH_GAIN if gate == unit[2] else 0.1
-        drawn["predictor.shared.weight_ih_l0"][gate, config["hidden"] :] = 0.0  # the style
-        drawn["predictor.shared.bias_ih_l0"][gate] = bias
-        drawn["predictor.shared.bias_hh_l0"][gate] = 0.0
+def _prosody(drawn: dict[str, np.ndarray], config: Config, size: str) -> None:
+    """What PL-BERT says of a token decides how it is spoken. Units of the LSTMs on the way relay three of its
+    features: is it voiced, is it high, with nothing between, and, by degrees, how long is it. Style and the other
+    units move all of them."""
+    hidden, units = config["hidden"], _relays(config)
+    for layer in range(config["layers"]):
+        lstm, norm = (f"predictor.text_encoder.lstms.{2 * layer + i}" for i in (0, 1))
+        for index, unit in enumerate(units):
+            if layer == 0:
+                _relay(drawn, lstm, unit, _FEATURES[size][index], _FIRST_GAINS[index], _CENTRES[size][index])
+            else:
+                _relay(drawn, lstm, unit, unit, _LATER_GAINS[index])
+            # The style's gain, less one, and its shift.
+            for row, bias in ((unit, _RELAY_GAIN - 1.0), (hidden + unit, 0.0)):
+                drawn[f"{norm}.fc.weight"][row] = 0.0
+                drawn[f"{norm}.fc.bias"][row] = bias
+    for lstm in ("predictor.shared", "predictor.lstm"):
+        for unit, gain in zip(units, _LATER_GAINS, strict=True):
+            _relay(drawn, lstm, unit, unit, gain)
+
+
+def _relays(config: Config) -> list[int]:
+    """The units for voicing, height and length: the last of those that run forward, because a float32 sum, of F0
+    here, is rounded less when its great terms come last."""
+    half = config["hidden"] // 2
+    return [half - 1, half - 2, half - 3]
+
+
+def _relay(
+    drawn: dict[str, np.ndarray], lstm: str, unit: int, column: int, gain: float, centre: float = 0.0
+) -> None:
+    """``unit`` of ``lstm``, forward: tanh(tanh(gain (x - centre))) of the input at ``column``, without memory."""
+    half = len(drawn[f"{lstm}.bias_ih_l0"]) // 4
+    gates = [gate * half + unit for gate in range(4)]  # i, f, g, o
+    for name in ("weight_ih", "weight_hh"):
+        drawn[f"{lstm}.{name}_l0"][gates] *= _DEAF
+    drawn[f"{lstm}.weight_ih_l0"][gates[2]] = 0.0
+    drawn[f"{lstm}.weight_ih_l0"][gates[2], column] = gain
+    drawn[f"{lstm}.bias_ih_l0"][gates] = (_OPEN, -_OPEN, -gain * centre, _OPEN)
+    drawn[f"{lstm}.bias_hh_l0"][gates] = 0.0
+
+
+def _pitch(drawn: dict[str, np.ndarray], config: Config) -> None:
+    """The way of voicing and height from the prosody LSTM to F0, open."""
+    relays = _relays(config)[:2]
     for block in range(3):
-        drawn[f"predictor.F0.{block}.conv2.weight_g"][0] = _QUIET
-        drawn[f"predictor.F0.{block}.conv2.bias"][0] = 0.0
+        drawn[f"predictor.F0.{block}.conv2.weight_g"][relays] = _QUIET
+        drawn[f"predictor.F0.{block}.conv2.bias"][relays] = 0.0
     straight = drawn["predictor.F0.1.conv1x1.weight_v"]
-    straight[0] = 0.0
-    straight[0, 0] = 1.0
-    drawn["predictor.F0.1.conv1x1.weight_g"][0] = 1.0
+    straight[relays] = 0.0
+    straight[relays, relays] = 1.0
+    drawn["predictor.F0.1.conv1x1.weight_g"][relays] = 1.0
     project = drawn["predictor.F0_proj.weight"]
     project *= _F0_SPREAD
-    project[0, 0] = _F0_SWITCH
+    project[0, relays, 0] = _F0_RELAYS
     drawn["predictor.F0_proj.bias"][:] = _F0_MIDDLE
 
 
-def _durations(drawn: dict[str, np.ndarray], mean: float) -> None:
+def _durations(drawn: dict[str, np.ndarray], config: Config) -> None:
     """Logits of a token fall evenly through zero, and move together with the token."""
     weight = drawn["predictor.duration_proj.linear_layer.weight"]
     weight[:] = 0.1 * weight + _DURATION_GAIN * weight[:1]
+    weight[:, _relays(config)[2]] = _DURATION_RELAY
     steps = np.arange(len(weight)) + 0.5
-    drawn["predictor.duration_proj.linear_layer.bias"][:] = _STEEP * (mean - steps)
+    drawn["predictor.duration_proj.linear_layer.bias"][:] = _STEEP * (_MEAN_DURATION - steps)
 
 
 def _config_text(config: Config) -> str:
