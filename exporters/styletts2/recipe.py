@@ -193,8 +193,8 @@ _EXACT: Mapping[str, tuple[tuple[int, ...], Any, str, str, Precision, str]] = {
         _curves,
         "Curves",
         "ALL",
-        # In fp16 the energy's cosine is 1 - 1.3e-4: instance norms amplify the rounding of LSTM outputs that
-        # hardly move. With convolutions alone in fp16 it is 1 - 6e-7, but phases are sums of F0, so both stay exact.
+        # Phases are sums of F0 over the whole speech, and instance norms amplify the rounding of LSTM outputs that
+        # hardly move: where a checkpoint has those, the energy's cosine in fp16 is 1 - 1.3e-4.
         Precision("fp32"),
         "Aligned features to F0 in Hz and energy, in buckets of 25 ms frames",
     ),
