@@ -120,14 +120,6 @@ def _convolve(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> 
     return torch._convolution(input, weight, bias, *how, *_CUDNN)
 
 
-def _convolve_transposed(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-    """In place of the ``forward`` of torch's transposed convolutions."""
-    if output_size is not None or input.dim() != len(self.kernel_size) + 2:
-        raise _NeedsData("a transposed convolution of a given size, or without a batch, is several ops")
-    how = (self.stride, self.padding, self.dilation, True, self.output_padding, self.groups)
-    return torch._convolution(input, self.weight, self.bias, *how, *_CUDNN)
-
-
 _CALL = compile("torch._convolution(*arguments)", "<trace>", "eval")
 
 
@@ -154,7 +146,10 @@ def _transposed(
         raise _NeedsData("a transposed convolution without a batch is several ops")
 
     def each(numbers: Any) -> tuple[int, ...]:
-        return (numbers,) * axes if isinstance(numbers, int) else tuple(numbers)
+        sizes = (numbers,) * axes if isinstance(numbers, int) else tuple(numbers)
+        if not all(type(size) is int for size in sizes):
+            raise _NeedsData("a transposed convolution to a given size is several ops")
+        return sizes
 
     return (
         input,
@@ -171,10 +166,6 @@ def _transposed(
 
 _CONVOLUTIONS: list[tuple[Any, str, Any]] = [
     *((kind, "_conv_forward", _convolve) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)),
-    *(
-        (kind, "forward", _convolve_transposed)
-        for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-    ),
     *((nn.functional, f"conv_transpose{axes}d", _convolve_transposed_by) for axes in (1, 2, 3)),
 ]
 

@@ -194,6 +194,13 @@ def upsampled(g: Graph, x: Tensor) -> Tensor:
     return F.conv_transpose1d(F.elu(rows[:, :, 0]), g.other, g.bias, 2, dilation=1, padding=1) + rows.mean()
 
 
+class Sized(nn.ConvTranspose1d):
+    """Upsamples to a given length."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, [30])
+
+
 CASES: Mapping[str, Case] = {
     "kept": LINEAR,
     "kept in fp32": replace(LINEAR, precision=Precision("fp16", lambda op: op.op_type == "linear", "a case")),
@@ -240,6 +247,7 @@ CASES: Mapping[str, Case] = {
     "upsampled": filled(lambda: nn.ConvTranspose1d(8, 4, 6, 3, 1), (1, 8, 10)),
     "in groups": filled(lambda: nn.Conv2d(4, 6, (3, 1), (2, 1), (1, 0), (2, 1), 2, bias=False), (1, 4, 9, 5)),
     "upsampled in groups": filled(lambda: nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, 2, bias=False), (1, 4, 5, 4)),
+    "upsampled to a length": filled(lambda: Sized(8, 4, 6, 3, 2), (1, 8, 10)),
     "upsampled by functions": graph(
         upsampled, (1, 4, 5, 4), weight=drawn(4, 6, 3, 2), other=drawn(6, 4, 3, seed=1), bias=drawn(4)
     ),
